@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace vhost_ioat::memory {
+
+class GuestMapping;  // guest_mapping.hpp: one mmap of guest memory, unmapped with its last user
+
+/// One guest-memory region as a front end describes it (vhost-user "memory region description").
+struct Region {
+  uint64_t gpa = 0;         // guest physical address
+  uint64_t size = 0;        // bytes, never 0
+  uint64_t uva = 0;         // the front end's own virtual address of it
+  uint8_t* host = nullptr;  // ours
+  std::shared_ptr<GuestMapping> mapping;
+
+  bool holds(uint64_t address, uint64_t len) const {
+    return address >= gpa && address - gpa < size && len <= size - (address - gpa);
+  }
+};
+
+/// A host range that a guest range translates to.
+struct Piece {
+  uint8_t* host;
+  uint64_t len;
+};
+
+/// The guest's memory: immutable, so that a data path may use one while the next one is being made. Changing it means
+/// making another (with(), without()) and giving that to every queue while it is held.
+///
+/// The caller of translate() keeps a hint, the region hit last; a miss costs a binary search.
+class RegionTable {
+ public:
+  static constexpr size_t max_regions = 509;
+
+  RegionTable() = default;
+  /// Throws Error when regions are empty, wrap, overlap in GPA or in UVA, or are more than max_regions.
+  explicit RegionTable(std::vector<Region> regions);
+
+  RegionTable with(Region region) const;
+  /// Without the region of exactly this gpa, uva and size; throws Error when there is none.
+  RegionTable without(uint64_t gpa, uint64_t uva, uint64_t size) const;
+
+  std::span<const Region> regions() const { return regions_; }  // by gpa
+
+  /// Host address of [gpa, gpa + len), or nullptr unless all of it lies in one region. len >= 1.
+  uint8_t* translate(uint64_t gpa, uint64_t len, const Region*& hint) const noexcept {
+    if (hint && hint->holds(gpa, len)) [[likely]] return hint->host + (gpa - hint->gpa);
+    return translate_slowly(gpa, len, hint);
+  }
+  /// The same over region borders: fills `out` and returns how many pieces, 0 when any byte is unmapped or `out` is too small.
+  size_t pieces(uint64_t gpa, uint64_t len, std::span<Piece> out) const noexcept;
+  /// For ring addresses, which are the front end's: host address of [uva, uva + len) within one region, or nullptr.
+  uint8_t* translate_uva(uint64_t uva, uint64_t len) const noexcept;
+
+ private:
+  const Region* find(uint64_t gpa) const noexcept;
+  uint8_t* translate_slowly(uint64_t gpa, uint64_t len, const Region*& hint) const noexcept;
+
+  std::vector<Region> regions_;
+};
+
+}  // namespace vhost_ioat::memory
