@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Every target does its own set-up in .venv/ and build/, and only once. `make help` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= $(shell nproc)
+STAMPS := $(VENV)/stamps
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
+# cmake and ninja from PyPI go into the virtual environment when the system has none
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+export CMAKE_CXX_COMPILER_LAUNCHER ?= $(shell command -v ccache)
+
+cxx_sources := CMakeLists.txt $(shell find csrc -name '*.[ch]pp')
+sources := pyproject.toml $(cxx_sources) $(shell find python -type f -not -name '*.pyc')
+cxx_format := $(shell find csrc tests benchmarks -name '*.[ch]pp')
+
+.PHONY: help build demo test lint test-cpp test-python asan tsan interop-full clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+build: $(STAMPS)/package ## the package in .venv/
+
+demo: $(STAMPS)/package ## a port and a guest exchange packets for some seconds, every byte checked
+	$(PY) -m vhost_ioat demo
+
+test: lint test-cpp test-python ## everything: format, lint, types, C++ tests, Python tests, real peers where installed
+
+lint: $(STAMPS)/package $(STAMPS)/dev ## clang-format, ruff, mypy, stubtest
+	clang-format --dry-run -Werror $(cxx_format)
+	ruff format --check
+	ruff check
+	mypy
+	cd $(VENV) && python -m mypy.stubtest vhost_ioat._core --allowlist $(CURDIR)/tools/stubtest-allowlist.txt
+
+test-cpp: $(STAMPS)/venv
+	cmake --preset dev
+	cmake --build --preset dev
+	ctest --preset dev
+
+test-python: $(STAMPS)/package $(STAMPS)/dev
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+asan: $(STAMPS)/dev ## C++, unit and protocol tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake --preset asan-ubsan
+	cmake --build --preset asan-ubsan
+	ctest --preset asan-ubsan
+	$(PIP) install --no-build-isolation --no-deps --upgrade --target build/asan-python \
+	  -Cbuild-dir=build/asan-wheel -Ccmake.build-type=RelWithDebInfo \
+	  -Ccmake.define.VHOST_IOAT_SANITIZE=address,undefined .
+	tools/with-asan build/asan-python $(PY) -m pytest tests/unit tests/property tests/protocol $(PYTEST_ARGS)
+
+tsan: $(STAMPS)/venv ## C++ tests under ThreadSanitizer
+	cmake --preset tsan
+	cmake --build --preset tsan
+	ctest --preset tsan
+
+interop-full: $(STAMPS)/package $(STAMPS)/dev ## the full product of the DPDK matrix (about an hour)
+	tools/need dpdk qemu busybox-static cpio
+	VHOST_IOAT_REQUIRE=peers $(PY) -m pytest tests/interop -m full --override-ini=timeout=600 $(PYTEST_ARGS)
+
+clean: ## removes .venv/ and build/; .cache/ (the guest kernel) stays
+	rm -rf $(VENV) build dist
+
+$(STAMPS)/venv:
+	tools/need git g++ python3 python3-venv python3-dev
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install 'pip>=25.1'
+	command -v cmake >/dev/null || $(PIP) install 'cmake>=3.24'
+	command -v ninja >/dev/null || $(PIP) install ninja
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/build-tools: pyproject.toml $(STAMPS)/venv
+	$(PIP) install --group build
+	@touch $@
+
+$(STAMPS)/dev: pyproject.toml $(STAMPS)/venv
+	$(PIP) install --group dev
+	@touch $@
+
+# A plain install and not an editable one: what is tested is what ships. Only what changed is compiled again.
+$(STAMPS)/package: $(sources) $(STAMPS)/build-tools
+	$(PIP) install --no-build-isolation '.[cli,testing]'
+	@touch $@
