@@ -9,6 +9,8 @@
 
 namespace vhost_ioat::memory {
 
+struct WatchedRange;  // sigbus.hpp
+
 /// One mapping of guest memory, made from the fd a front end sent (or from anonymous memory, for tests and the
 /// embedded guest), unmapped when the last user lets go: region tables, in-flight copies, numpy views.
 ///
@@ -31,19 +33,22 @@ class GuestMapping {
   uint64_t size() const { return size_; }
   int fd() const { return fd_.get(); }  // only of memfd()
   /// The file was truncated below us and the SIGBUS guard has mended a page. Stays true.
-  bool torn() const { return torn_.load(std::memory_order_relaxed); }
+  bool torn() const { return torn_->load(std::memory_order_relaxed); }  // it orders no other data
   /// Gives the mapping up without unmapping it, for an engine that could not be stopped. On purpose never freed.
   void leak() { leaked_ = true; }
 
  private:
   GuestMapping() = default;
+  void map(int fd, uint64_t offset, uint64_t size, uint64_t page_size);
+
   uint8_t* data_ = nullptr;  // what callers see: map_ + (offset within the page)
   uint64_t size_ = 0;
   void* map_ = nullptr;
   uint64_t map_size_ = 0;
   UniqueFd fd_;
   bool leaked_ = false;
-  std::atomic<bool> torn_{false};  // set by the signal handler, read by the control thread; it carries no other data
+  WatchedRange* range_ = nullptr;
+  const std::atomic<bool>* torn_ = nullptr;  // of range_
 };
 
 }  // namespace vhost_ioat::memory

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <array>
+#include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 
 namespace vhost_ioat::memory {
 
@@ -45,9 +49,56 @@ class PacketArena {
   /// An empty Block when the arena is exhausted.
   Block allocate(size_t bytes) noexcept;
 
-  uint8_t* data() const;
-  size_t size() const;
-  size_t bytes_in_use() const noexcept;
+  uint8_t* data() const { return data_; }
+  size_t size() const { return size_; }
+  size_t bytes_in_use() const noexcept { return in_use_.load(std::memory_order_relaxed); }
+
+ private:
+  friend class Block;
+  static constexpr uint32_t no_frame = UINT32_MAX;
+  static constexpr uint8_t not_free = UINT8_MAX;
+
+  /// One for each min_block of memory; that of a block's first piece speaks for the block. Kept apart from the memory
+  /// itself, which callers and devices write to.
+  struct Frame {
+    std::atomic<uint32_t> references{0};
+    uint32_t previous = no_frame, next = no_frame;  // in a list of free blocks
+    uint8_t free_order = not_free;                  // of the free block that begins here
+  };
+
+  class SpinLock {
+   public:
+    void lock() noexcept;
+    void unlock() noexcept { taken_.store(false, std::memory_order_release); }  // pairs with the exchange in lock()
+
+   private:
+    std::atomic<bool> taken_{false};
+  };
+
+  explicit PacketArena(size_t size);
+  ~PacketArena();
+
+  void let_go() noexcept;
+  void release(uint8_t* data, size_t size) noexcept;
+  uint32_t take_free(unsigned order) noexcept;
+  void give_back(uint32_t frame, unsigned order) noexcept;
+  void push_free(uint32_t frame, unsigned order) noexcept;
+  void remove_free(uint32_t frame, unsigned order) noexcept;
+
+  uint32_t frame_number(const uint8_t* data) const { return static_cast<uint32_t>(static_cast<size_t>(data - data_) / min_block); }
+  Frame& frame_of(const uint8_t* data) const { return frames_[frame_number(data)]; }
+  static unsigned order_of(size_t block_size) {
+    return static_cast<unsigned>(std::countr_zero(block_size / min_block));
+  }
+
+  uint8_t* data_ = nullptr;
+  const size_t size_;
+  const unsigned top_order_;
+  std::unique_ptr<Frame[]> frames_;
+  SpinLock lock_;                     // guards free_ and the links of the frames
+  std::array<uint32_t, 32> free_;     // by order: the block freed last
+  std::atomic<size_t> in_use_{0};     // bytes
+  std::atomic<uint32_t> users_{1};    // the shared_ptr of create() and each block in use
 };
 
 }  // namespace vhost_ioat::memory

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "memory/sigbus.hpp"
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdint>
+#include <mutex>
+#include <system_error>
+
+namespace vhost_ioat::memory {
+
+/// The signal handler reads these while other threads change others: `version` is odd during a change (a seqlock).
+/// The handler may skip a range in change, since nobody touches that one yet or any more.
+struct WatchedRange {
+  std::atomic<uint32_t> version{0};
+  std::atomic<uintptr_t> start{0};
+  std::atomic<uintptr_t> size{0};  // 0: free
+  std::atomic<uintptr_t> page_size{0};
+  std::atomic<bool> torn{false};
+};
+
+namespace {
+
+struct RangeChunk {
+  std::array<WatchedRange, 256> ranges;
+  std::atomic<RangeChunk*> next{nullptr};  // chunks are never freed: the handler may be walking
+};
+
+/// A handler that was replaced by the guard. Never freed, for the same reason.
+struct Previous {
+  struct sigaction action;
+  const Previous* older;
+};
+
+RangeChunk first_chunk;
+std::mutex change_mutex;  // for changes only; the handler takes no lock
+std::atomic<const Previous*> newest_previous{nullptr};
+
+static_assert(std::atomic<uintptr_t>::is_always_lock_free && std::atomic<const Previous*>::is_always_lock_free);
+
+/// The previous handler that runs now and its thread. faulthandler reinstates what it found and raises again, which may
+/// be the guard: then the signal goes to the one before it, not round in circles.
+std::atomic<pid_t> passing_thread{0};
+std::atomic<const Previous*> passing_to{nullptr};
+
+void set_range(WatchedRange& range, uintptr_t start, uintptr_t size, uintptr_t page_size) {
+  const uint32_t version = range.version.load(std::memory_order_relaxed);
+  range.version.store(version + 1, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_release);  // pairs with the acquire fence in mend()
+  range.start.store(start, std::memory_order_relaxed);
+  range.size.store(size, std::memory_order_relaxed);
+  range.page_size.store(page_size, std::memory_order_relaxed);
+  range.torn.store(false, std::memory_order_relaxed);
+  range.version.store(version + 2, std::memory_order_release);  // pairs with the first load in mend()
+}
+
+/// Only what is async-signal-safe from here on.
+
+/// Truncation takes a file's end away, so everything from the faulting page to the end of the range is replaced: a
+/// front end that truncates gigabytes costs one mapping and not one for each page.
+bool mend(WatchedRange& range, uintptr_t address) {
+  const uint32_t version = range.version.load(std::memory_order_acquire);
+  const uintptr_t start = range.start.load(std::memory_order_relaxed);
+  const uintptr_t size = range.size.load(std::memory_order_relaxed);
+  const uintptr_t page_size = range.page_size.load(std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_acquire);  // pairs with the release fence in set_range()
+  if (version % 2 || version != range.version.load(std::memory_order_relaxed)) return false;
+  if (address < start || address - start >= size) return false;
+
+  const uintptr_t page = address & ~(page_size - 1);
+  range.torn.store(true, std::memory_order_relaxed);
+  return mmap(reinterpret_cast<void*>(page), start + size - page, PROT_READ | PROT_WRITE,
+              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
+}
+
+bool mend_any(uintptr_t address) {
+  for (RangeChunk* chunk = &first_chunk; chunk; chunk = chunk->next.load(std::memory_order_acquire)) {
+    for (WatchedRange& range : chunk->ranges) {
+      if (mend(range, address)) return true;
+    }
+  }
+  return false;
+}
+
+void die_by_default(int signal, const siginfo_t* info) {
+  struct sigaction by_default {};
+  by_default.sa_handler = SIG_DFL;
+  sigaction(signal, &by_default, nullptr);
+  if (info->si_code <= 0) raise(signal);  // sent, not a fault: nothing would fault again
+}
+
+void pass_on(int signal, siginfo_t* info, void* context) {
+  const pid_t self = gettid();
+  const bool nested = passing_thread.load(std::memory_order_relaxed) == self;
+  const Previous* outer = nested ? passing_to.load(std::memory_order_relaxed) : nullptr;
+  const Previous* previous = nested ? outer->older : newest_previous.load(std::memory_order_acquire);
+  if (!previous || previous->action.sa_handler == SIG_DFL) return die_by_default(signal, info);
+  if (previous->action.sa_handler == SIG_IGN) {
+    if (info->si_code > 0) die_by_default(signal, info);  // the kernel does not let a fault be ignored either
+    return;
+  }
+  passing_to.store(previous, std::memory_order_relaxed);
+  passing_thread.store(self, std::memory_order_relaxed);
+  if (previous->action.sa_flags & SA_SIGINFO) {
+    previous->action.sa_sigaction(signal, info, context);
+  } else {
+    previous->action.sa_handler(signal);
+  }
+  passing_to.store(outer, std::memory_order_relaxed);
+  if (!nested) passing_thread.store(0, std::memory_order_relaxed);
+}
+
+void on_sigbus(int signal, siginfo_t* info, void* context) {
+  const int saved_errno = errno;
+  const bool fault = info->si_code > 0;  // else sent by kill(), and si_addr means nothing
+  if (!fault || !mend_any(reinterpret_cast<uintptr_t>(info->si_addr))) pass_on(signal, info, context);
+  errno = saved_errno;
+}
+
+}  // namespace
+
+void ensure_sigbus_guard() {
+  const std::lock_guard lock(change_mutex);
+  struct sigaction now {};
+  if (sigaction(SIGBUS, nullptr, &now) != 0) throw std::system_error(errno, std::generic_category(), "sigaction");
+  if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_sigbus) return;
+
+  const auto* before = newest_previous.load(std::memory_order_relaxed);
+  newest_previous.store(new Previous{now, before}, std::memory_order_release);  // pairs with the load in pass_on()
+  struct sigaction guard {};
+  guard.sa_sigaction = on_sigbus;
+  // NODEFER: a previous handler that raises the signal again expects to be interrupted by it.
+  guard.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+  if (sigaction(SIGBUS, &guard, nullptr) != 0) throw std::system_error(errno, std::generic_category(), "sigaction");
+}
+
+WatchedRange* watch_range(void* start, size_t size, size_t page_size) {
+  const std::lock_guard lock(change_mutex);
+  for (RangeChunk* chunk = &first_chunk;; chunk = chunk->next.load(std::memory_order_relaxed)) {
+    for (WatchedRange& range : chunk->ranges) {
+      if (range.size.load(std::memory_order_relaxed) != 0) continue;
+      set_range(range, reinterpret_cast<uintptr_t>(start), size, page_size);
+      return &range;
+    }
+    if (!chunk->next.load(std::memory_order_relaxed)) chunk->next.store(new RangeChunk, std::memory_order_release);
+  }
+}
+
+void forget_range(WatchedRange* range) {
+  const std::lock_guard lock(change_mutex);
+  set_range(*range, 0, 0, 0);
+}
+
+const std::atomic<bool>& torn_flag(const WatchedRange* range) { return range->torn; }
+
+}  // namespace vhost_ioat::memory

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <atomic>
+#include <cstddef>
+
+namespace vhost_ioat::memory {
+
+/// Whoever owns a file may truncate it; a later touch of our mapping of it is a SIGBUS. The guard is the handler of that
+/// signal: inside a watched range it puts anonymous zero pages there and sets the range's torn flag, and the access goes
+/// on; a signal for any other address goes to the handler that was installed before.
+
+/// Makes the guard the process's SIGBUS handler, if it is not. Called whenever a file is mapped; cheap.
+void ensure_sigbus_guard();
+
+/// A range the guard mends. Its flag may be read as long as the range is watched.
+struct WatchedRange;
+WatchedRange* watch_range(void* start, size_t size, size_t page_size);
+/// Only when nothing can touch the range any more.
+void forget_range(WatchedRange* range);
+const std::atomic<bool>& torn_flag(const WatchedRange* range);
+
+}  // namespace vhost_ioat::memory
