@@ -44,16 +44,18 @@ struct SessionState {
 /// The device above a session; the port implements it. All calls come from the control thread.
 ///
 /// Each message that touches rings or memory first holds those rings, then changes the state, then releases them:
-/// there is no other way in which the control path meets the data path.
+/// there is no other way in which the control path meets the data path. At most one hold is outstanding.
 class Device {
  public:
   virtual ~Device() = default;
   /// Takes these rings away from the data path and finishes what is in flight there. true: all are held.
-  /// false: not yet; the session is suspended and the device calls its resume callback once they are held.
+  /// false: not yet; the session is suspended until its owner, told by the device, calls resume().
   virtual bool hold(const RingSet& rings) = 0;
-  /// The next avail index of a held ring, free running.
+  /// The next avail index of a held ring that is started, free running; if it never ran, the base it was released with.
   virtual uint16_t ring_base(uint32_t ring) = 0;
-  /// The held rings may run again, as far as `state` says they should. Addresses are translated here.
+  /// The held rings may run again, as far as `state` says they should, each from its `base`. Addresses are translated
+  /// here; what is kept of `state` beyond this call is the shared memory table and copies (of fds: duplicates, or their
+  /// numbers until the next hold of that ring).
   virtual void release(const RingSet& rings, const SessionState& state) = 0;
   /// SEND_RARP: the guest moved here with this MAC address; announce it. The port puts a RARP frame before the next rx.
   virtual void announce(const uint8_t (&mac)[6]) = 0;
@@ -61,13 +63,16 @@ class Device {
 
 struct SessionConfig {
   uint32_t queue_pairs = 1;
-  virtio::FeatureSet features;  // offered
-  uint64_t protocol_features = 0;
-  uint64_t max_guest_mem = 0;   // bytes a memory table may span in all
+  virtio::FeatureSet features = virtio::supported_features;  // offered
+  uint64_t protocol_features = protocol::supported;          // offered
+  uint64_t max_guest_mem = UINT64_MAX;                       // bytes a memory table may hold in all
 };
 
 /// The vhost-user protocol of one connection, without any I/O: messages in, replies out.
 /// (vhost-user specification; a table in message.hpp gives each message its exact size and number of fds.)
+///
+/// A request that is well formed but cannot be done changes nothing; it is answered with 1 if the front end asked for
+/// an acknowledgement. Anything else that is wrong ends the connection.
 class BackendSession {
  public:
   enum class Next { proceed, suspended, close };
@@ -78,15 +83,51 @@ class BackendSession {
   /// the device has held the rings; then call resume(). `close`: the connection must end; error() says why.
   Next receive(Message message, std::optional<Message>& reply);
   Next resume(std::optional<Message>& reply);
+  /// The connection is gone: every ring is held, stopped and released, the memory let go. Always ends in `close`, at
+  /// once or, when suspended, from resume().
+  Next stop();
 
   const SessionState& state() const { return state_; }
-  const std::string& error() const { return error_; }
+  const std::string& error() const { return error_; }  // of the last request that was refused
 
  private:
+  /// What a request does once its rings are held.
+  using Change = std::function<void()>;
+
+  void dispatch();
+  Next begin_change(RingSet rings, Change change);
+  Next finish_change();
+  Next conclude();
+  Next refuse(const std::string& why);
+  void when_held(const RingSet& rings, Change change);
+  void reply_with(const auto& body);
+
+  void set_features();
+  void set_protocol_features();
+  void reset(bool keep_features);
+  // session_rings.cpp
+  uint32_t ring_index(uint64_t index) const;
+  void set_vring_num();
+  void set_vring_addr();
+  void set_vring_base();
+  void get_vring_base();
+  void set_vring_enable();
+  void set_vring_fd(UniqueFd Vring::*fd);
+  // session_memory.cpp
+  void set_mem_table();
+  void add_mem_region();
+  void remove_mem_region();
+
   SessionConfig config_;
   Device& device_;
   SessionState state_;
-  std::optional<Message> pending_;
+  UniqueFd backend_channel_;  // SET_BACKEND_REQ_FD: kept open for the front end, never used
+  std::optional<Message> request_;  // being handled
+  std::optional<Message> reply_;    // its own reply
+  RingSet held_;                    // by the change under way
+  Change change_;
+  bool suspended_ = false;
+  bool stopping_ = false;
   std::string error_;
 };
 

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <optional>
+#include <string>
+
+#include "base/unique_fd.hpp"
+#include "vhost_user/message.hpp"
+
+namespace vhost_ioat::vhost_user {
+
+/// Messages over a non-blocking stream socket: cut at any byte, fds with the first byte of a header only.
+///
+/// It holds at most one unfinished message each way, so a peer cannot make it grow: whoever drives it reads no further
+/// while sending() is true.
+class Connection {
+ public:
+  enum class Received { message, nothing, closed };
+
+  explicit Connection(UniqueFd socket);  // makes it non-blocking
+
+  int fd() const { return socket_.get(); }
+
+  /// `message`: one has come whole. `nothing`: wait for the socket. `closed`: the peer left or broke the framing;
+  /// error() says which, and it stays so.
+  Received receive(Message& message);
+
+  /// Starts to send; needs !sending(). False: the peer is gone, see error().
+  bool send(Message message);
+  /// Goes on sending once the socket is writable.
+  bool flush();
+  bool sending() const { return outgoing_.has_value(); }
+
+  const std::string& error() const { return error_; }
+
+ private:
+  Received read_some();
+  Received fail(std::string why);
+  bool take_fds(struct msghdr& header);
+
+  UniqueFd socket_;
+  Message incoming_;
+  size_t received_ = 0;  // bytes of incoming_, header included
+  std::optional<Message> outgoing_;
+  size_t sent_ = 0;  // bytes of outgoing_, header included
+  std::string error_;
+};
+
+}  // namespace vhost_ioat::vhost_user
