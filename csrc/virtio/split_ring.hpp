@@ -147,8 +147,9 @@ class SplitRing {
     store_relaxed<uint64_t>(element, uint64_t{len} << 32 | head);
     ++used_next_;
   }
-  /// Takes back what was pushed since `index`.
-  void rewind_used(RingIndex index) noexcept { used_next_ = index; }
+  /// Used elements that fit before those not published yet would be overwritten. An honest driver never has more
+  /// buffers out than the ring has entries, so to it this is never less than available().
+  uint32_t used_room() const noexcept { return size_ - published_.distance_to(used_next_); }
 
   /// Shows the driver all used elements before `index`.
   void publish(RingIndex index) noexcept {

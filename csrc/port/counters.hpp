@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cstdint>
+
+namespace vhost_ioat::port {
+
+/// A counter with one writer (the owner of the queue) and any readers.
+class Counter {
+ public:
+  void add(uint64_t n) noexcept { value_.store(value_.load(std::memory_order_relaxed) + n, std::memory_order_relaxed); }
+  void raise_to(uint64_t n) noexcept {
+    if (n > value_.load(std::memory_order_relaxed)) value_.store(n, std::memory_order_relaxed);
+  }
+  uint64_t get() const noexcept { return value_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<uint64_t> value_{0};
+};
+
+/// What one packet is counted as, named as net_vhost names it in its extended statistics.
+constexpr std::array<const char*, 8> size_bucket_names = {
+    "undersize_packets",     "size_64_packets",       "size_65_127_packets",    "size_128_255_packets",
+    "size_256_511_packets",  "size_512_1023_packets", "size_1024_1518_packets", "size_1519_max_packets"};
+constexpr uint32_t size_bucket(uint32_t len) {
+  if (len <= 64) return len == 64;
+  if (len > 1518) return 7;
+  return len >= 1024 ? 6 : static_cast<uint32_t>(std::bit_width(len)) - 5;
+}
+static_assert(size_bucket(63) == 0 && size_bucket(64) == 1 && size_bucket(65) == 2 && size_bucket(127) == 2 &&
+              size_bucket(128) == 3 && size_bucket(1023) == 5 && size_bucket(1024) == 6 && size_bucket(1519) == 7);
+
+/// Counters of one queue and direction. Byte counts leave out the virtio header.
+struct QueueCounters {
+  Counter packets, bytes;
+  Counter multicast, broadcast;
+  std::array<Counter, 8> sizes;
+  Counter errors;       // malformed or unsendable packets: taken, dropped
+  Counter missed;       // rx: dropped from a started but disabled ring
+  Counter nombuf;       // rx: the packet arena was exhausted
+  Counter notifications, notifications_suppressed, notification_errors;
+
+  /// Class and size of one accepted packet. Reads 6 bytes of it.
+  void classify(const uint8_t* packet, uint32_t len) noexcept {
+    sizes[size_bucket(len)].add(1);
+    if (len >= 6 && (packet[0] & 1)) [[unlikely]] {
+      bool all_ones = packet[0] == 0xff && packet[1] == 0xff && packet[2] == 0xff && packet[3] == 0xff &&
+                      packet[4] == 0xff && packet[5] == 0xff;
+      (all_ones ? broadcast : multicast).add(1);
+    }
+  }
+};
+
+/// Additional counters of a tx queue.
+struct TxCounters : QueueCounters {
+  Counter cpu_bytes;
+  Counter oversize_dropped, gso_dropped;
+  Counter fallback_ring_full, fallback_unmapped, fallback_address, fallback_disabled;
+  Counter dma_inflight_max, dma_publish_batches, dma_submitted_bytes;
+};
+
+}  // namespace vhost_ioat::port

@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "port/tx_queue.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "virtio/net_header.hpp"
+
+namespace vhost_ioat::port {
+
+using virtio::Descriptor;
+using virtio::Fault;
+using virtio::Feature;
+using virtio::NetHeader;
+
+void TxQueue::set_engine(std::unique_ptr<dma::DmaEngine> engine, uint32_t threshold, Publish publish,
+                         memory::Block slots) {
+  engine_ = std::move(engine);
+  threshold_ = threshold;
+  publish_ = publish;
+  index_slots_ = std::move(slots);
+  offload_ = engine_ != nullptr;
+}
+
+void TxQueue::setup(RingSetup setup) {
+  const uint32_t size = setup.size;
+  const bool running = setup.running;
+  setup_ring(std::move(setup));
+  if (!running) return;
+  ready_ = ring_.used_next();
+  // A packet of n bytes has at most n pieces; this many serve any sane layout, and a packet in more is dropped.
+  pieces_.resize(size + 4096);
+  copies_.resize(pieces_.size());
+  heads_.resize(size);
+  // An entry takes at least one buffer, but for the index writes: one a burst, so never more than packets.
+  in_flight_.resize(2 * size, engine_ ? std::max(engine_->capabilities().ring_size, 64u) : 1);
+}
+
+uint32_t TxQueue::enqueue(const PacketView& view) noexcept {
+  if (!running_ || !enabled_) return 0;
+  if (!in_flight_.empty()) reap();
+  if (engine_failed()) return 0;  // until the control thread has stopped the engine, and copied what it did not
+  reads_block_ = nullptr;
+  uint32_t taken = 0;
+  for (; taken < view.count; ++taken) {
+    const uint32_t len = view.length(taken);
+    const uint8_t* packet = view.packet(taken);
+    const NetHeader& header = view.header(taken);
+    if (!enqueue_simple(packet, len, header)) {
+      Fate fate = enqueue_any(view, taken, len);
+      if (fate == Fate::stays) break;
+      if (fate == Fate::dropped) {
+        counters.errors.add(1);
+        continue;
+      }
+    }
+    finish_packet(len);
+    counters.classify(packet, len);
+  }
+  finish_burst(view);
+  return taken;
+}
+
+/// The common case: one writable descriptor that takes header and packet, copied by the CPU. False: not that case, and
+/// nothing was changed.
+inline bool TxQueue::enqueue_simple(const uint8_t* packet, uint32_t len, const NetHeader& header) noexcept {
+  if (len - 1 >= virtio::max_packet || len >= threshold_ || (header.flags | header.gso_type) != 0) return false;
+  if (ring_.available() == 0 || ring_.used_room() == 0) return false;
+  const uint16_t head = ring_.head(0);
+  if (head >= ring_.size()) [[unlikely]] return false;
+  const virtio::SplitRing::Entry d = ring_.descriptor(head);
+  const uint32_t need = header_size_ + len;
+  if (d.len < need ||
+      (d.flags & (virtio::DESC_F_NEXT | virtio::DESC_F_WRITE | virtio::DESC_F_INDIRECT)) != virtio::DESC_F_WRITE)
+    return false;
+  uint8_t* to = memory_->translate(d.addr, need, hint_);
+  if (!to) [[unlikely]] return false;
+  std::memset(to, 0, 10);
+  if (header_size_ == 12) to[10] = 1, to[11] = 0;  // num_buffers
+  std::memcpy(to + header_size_, packet, len);
+  ring_.push_used(head, need);
+  ring_.consume(1);
+  counters.cpu_bytes.add(len);
+  return true;
+}
+
+/// Every case: chains, merged buffers, region borders, offloads, the engine.
+TxQueue::Fate TxQueue::enqueue_any(const PacketView& view, uint32_t i, uint32_t len) noexcept {
+  if (ring_.fault()) return Fate::stays;
+  if (len == 0 || len > virtio::max_packet || len > view.stride) {
+    counters.oversize_dropped.add(1);
+    return Fate::dropped;
+  }
+  NetHeader header = view.header(i);
+  if (!virtio::valid(header, len) || !virtio::receives_segment(features_, header)) {
+    counters.gso_dropped.add(1);
+    return Fate::dropped;
+  }
+  const Fit fit = reserve(header_size_ + len);
+  if (fit == Fit::never) counters.oversize_dropped.add(1);
+  if (fit != Fit::ok) return fit == Fit::never ? Fate::dropped : Fate::stays;
+
+  const uint8_t* packet = view.packet(i);
+  const bool fill_checksum = (header.flags & virtio::NET_HDR_F_NEEDS_CSUM) && !features_.has(Feature::GUEST_CSUM);
+  if (!features_.has(Feature::GUEST_CSUM)) header.flags = 0;
+  if (fill_checksum) header.csum_start = header.csum_offset = 0;
+
+  // The engine first: a copy it refuses is still the CPU's.
+  packet_in_flight_ = false;
+  copy_payload(view, packet, len, fill_checksum);
+  write_at(0, &header, sizeof header);
+  if (header_size_ == 12) {
+    const auto num_buffers = static_cast<uint16_t>(head_count_);
+    write_at(virtio::num_buffers_offset, &num_buffers, sizeof num_buffers);
+  }
+  if (fill_checksum) {
+    const NetHeader& asked = view.header(i);
+    const uint16_t sum = virtio::internet_checksum(packet + asked.csum_start, len - asked.csum_start);
+    write_at(header_size_ + asked.csum_start + asked.csum_offset, &sum, sizeof sum);
+  }
+  for (uint32_t k = 0; k < head_count_; ++k) ring_.push_used(heads_[k].head, heads_[k].written);
+  ring_.consume(head_count_);
+  if (packet_in_flight_) in_flight_.back().used_end = ring_.used_next();
+  return Fate::sent;
+}
+
+/// Looks for buffers of `need` bytes and changes nothing in the ring.
+TxQueue::Fit TxQueue::reserve(uint32_t need) noexcept {
+  const bool mergeable = features_.has(Feature::MRG_RXBUF);
+  uint32_t found = 0, available = ring_.available();
+  piece_count_ = head_count_ = 0;
+  while (found < need) {
+    if (head_count_ == ring_.used_room() && head_count_ != ring_.size()) return Fit::no_buffer;
+    if (head_count_ == available && head_count_ == (available = ring_.look_again()))
+      return ring_.fault() ? Fit::fault : head_count_ == ring_.size() ? Fit::never : Fit::no_buffer;
+    const uint16_t head = ring_.head(head_count_);
+    const uint32_t before = found;
+    bool too_many_pieces = false;
+    const bool walked = ring_.walk(head, *memory_, hint_, [&](uint64_t addr, uint32_t len, bool writable) {
+      if (!writable) {
+        ring_.set_fault({Fault::Kind::direction, head, 0});
+        return false;
+      }
+      len = std::min(len, need - found);
+      size_t n = 1;
+      if (piece_count_ == pieces_.size()) {
+        n = 0;
+      } else if (uint8_t* host = memory_->translate(addr, len, hint_)) {
+        pieces_[piece_count_] = {host, len};
+      } else {
+        n = memory_->pieces(addr, len, std::span(pieces_).subspan(piece_count_));
+      }
+      if (n == 0) {
+        too_many_pieces = pieces_.size() - piece_count_ < memory::RegionTable::max_regions;
+        if (!too_many_pieces) ring_.set_fault({Fault::Kind::unmapped, addr, len});
+        return false;
+      }
+      piece_count_ += static_cast<uint32_t>(n);
+      found += len;
+      return found < need;
+    });
+    if (!walked || ring_.fault()) return Fit::fault;
+    if (too_many_pieces) return Fit::never;
+    heads_[head_count_++] = {head, found - before};
+    if (!mergeable && found < need) return Fit::never;
+  }
+  return Fit::ok;
+}
+
+/// Writes small things (headers, a checksum) at an offset of the reserved pieces.
+void TxQueue::write_at(uint32_t offset, const void* bytes, uint32_t len) noexcept {
+  auto* from = static_cast<const uint8_t*>(bytes);
+  for (uint32_t p = 0; len != 0; ++p) {
+    const memory::Piece& piece = pieces_[p];
+    if (offset >= piece.len) {
+      offset -= static_cast<uint32_t>(piece.len);
+      continue;
+    }
+    const uint32_t n = std::min(len, static_cast<uint32_t>(piece.len) - offset);
+    std::memcpy(piece.host + offset, from, n);
+    from += n;
+    len -= n;
+    offset = 0;
+  }
+}
+
+void TxQueue::copy_payload(const PacketView& view, const uint8_t* packet, uint32_t len, bool by_cpu) noexcept {
+  const bool engine_may = offload_ && !by_cpu && view.block;
+  copy_count_ = 0;
+  uint32_t skip = header_size_, large = 0, done = 0;
+  auto chunks = [&](auto&& each) {
+    skip = header_size_;
+    done = 0;
+    for (uint32_t p = 0; done < len; ++p) {
+      const auto piece_len = static_cast<uint32_t>(pieces_[p].len);
+      const uint32_t from = std::min(skip, piece_len);
+      skip -= from;
+      const uint32_t n = std::min(piece_len - from, len - done);
+      if (n != 0) each(pieces_[p].host + from, packet + done, n);
+      done += n;
+    }
+  };
+  if (engine_may) {
+    chunks([&](uint8_t* dst, const uint8_t* src, uint32_t n) {
+      if (n < threshold_) return;
+      copies_[copy_count_++] = {dst, src, n};
+      large += n;
+    });
+  }
+  const bool handed = copy_count_ != 0 && hand_to_engine(view, std::span(copies_).first(copy_count_), large);
+  chunks([&](uint8_t* dst, const uint8_t* src, uint32_t n) {
+    if (!handed || n < threshold_) std::memcpy(dst, src, n);
+  });
+  counters.cpu_bytes.add(handed ? len - large : len);
+  if (!handed && copy_count_ == 0 && engine_ && !offload_ && len >= threshold_) counters.fallback_disabled.add(1);
+}
+
+/// All the large copies of the current packet, or none of them.
+bool TxQueue::hand_to_engine(const PacketView&, std::span<const dma::Copy> copies, uint32_t bytes) noexcept {
+  const auto n = static_cast<uint32_t>(copies.size());
+  dma::Refusal refusal = dma::Refusal::ring_full;
+  if (!in_flight_.full() && in_flight_.has_room_for(n))
+    refusal = engine_->enqueue(copies, in_flight_.next_cookie());
+  if (refusal != dma::Refusal::none) {
+    count_refusal(refusal);
+    return false;
+  }
+  reads_block_ = &in_flight_.push(RingIndex(), copies);  // used_end follows when the used elements are written
+  packet_in_flight_ = true;
+  counters.dma_submitted_bytes.add(bytes);
+  return true;
+}
+
+void TxQueue::count_refusal(dma::Refusal why) noexcept {
+  switch (why) {
+    case dma::Refusal::ring_full:
+      return counters.fallback_ring_full.add(1);
+    case dma::Refusal::unmapped:
+      return counters.fallback_unmapped.add(1);
+    case dma::Refusal::address:
+      return counters.fallback_address.add(1);
+    default:
+      return counters.fallback_disabled.add(1);
+  }
+}
+
+/// Books a packet whose used elements are written: behind one in flight it waits in the list, else it is ready.
+inline void TxQueue::finish_packet(uint32_t len) noexcept {
+  if (in_flight_.empty()) [[likely]] {
+    ready_ = ring_.used_next();
+    counters.packets.add(1);
+    counters.bytes.add(len);
+    return;
+  }
+  InFlightList::Entry* entry = &in_flight_.back();
+  if (!packet_in_flight_ && (entry->pending || entry->index_write)) entry = &in_flight_.push(RingIndex(), {});
+  packet_in_flight_ = false;
+  entry->used_end = ring_.used_next();
+  entry->packets += 1;
+  entry->bytes += len;
+  pending_packets_.store(pending_packets_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+}
+
+void TxQueue::finish_burst(const PacketView& view) noexcept {
+  publish_by_cpu();
+  if (!in_flight_.empty()) {
+    if (reads_block_) reads_block_->block = view.block->share();
+    if (publish_ == Publish::dma && offload_) publish_by_engine();
+    engine_->submit();
+    counters.dma_inflight_max.raise_to(in_flight_.size());
+  }
+  if (kick_due()) {
+    kick();
+    counters.notifications.add(1);
+  }
+}
+
+/// Queues the store of used->idx behind the data. Refused, the CPU publishes when all index writes are through.
+void TxQueue::publish_by_engine() noexcept {
+  InFlightList::Entry& last = in_flight_.back();
+  if (last.index_write || in_flight_.full() || !in_flight_.has_room_for(1)) return;
+  const uint32_t cookie = in_flight_.next_cookie();
+  auto* slot = reinterpret_cast<uint16_t*>(index_slots_.data()) + cookie;
+  *slot = last.used_end.value();
+  const dma::Copy copy{ring_.used_index_field(), slot, sizeof *slot};
+  if (engine_->enqueue({&copy, 1}, cookie) != dma::Refusal::none) return;
+  in_flight_.push(last.used_end, {&copy, 1}).index_write = true;
+  ++index_writes_;
+  counters.dma_publish_batches.add(1);
+}
+
+void TxQueue::publish_by_cpu() noexcept {
+  if (index_writes_ == 0 && ready_ != ring_.published()) ring_.publish(ready_);
+}
+
+uint32_t TxQueue::reap(uint32_t limit) noexcept {
+  if (!engine_ || in_flight_.empty()) return 0;
+  ++polls_;
+  dma::Completion completions[64];
+  for (size_t n = std::size(completions); n == std::size(completions);) {
+    n = engine_->poll(completions);
+    for (size_t i = 0; i < n; ++i) {
+      InFlightList::Entry& entry = in_flight_.by_cookie(completions[i].cookie);
+      entry.pending = false;
+      entry.failed = completions[i].status != dma::CopyStatus::ok;
+    }
+  }
+  uint32_t packets = 0;
+  for (; limit != 0 && !in_flight_.empty() && !in_flight_.front().pending; --limit) {
+    InFlightList::Entry& entry = in_flight_.front();
+    ready_ = entry.used_end;
+    if (entry.index_write) {
+      --index_writes_;
+      if (!entry.failed) ring_.published_by_engine(entry.used_end);
+    } else if (entry.failed) {  // only ever given back by an engine that is stopped
+      in_flight_.copy_by_cpu(entry);
+    }
+    counters.packets.add(entry.packets);
+    counters.bytes.add(entry.bytes);
+    packets += entry.packets;
+    in_flight_.pop();
+  }
+  pending_packets_.store(pending_packets_.load(std::memory_order_relaxed) - packets, std::memory_order_relaxed);
+  publish_by_cpu();
+  return packets;
+}
+
+}  // namespace vhost_ioat::port

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dma/engine.hpp"
+#include "port/counters.hpp"
+#include "port/in_flight.hpp"
+#include "port/packet_view.hpp"
+#include "port/vring_queue.hpp"
+
+namespace vhost_ioat::port {
+
+enum class Publish : uint8_t { cpu, dma };
+
+/// A tx queue of the port: vring enqueue, the guest receives.
+///
+/// enqueue() writes packets into the guest's buffers. Copies of at least the threshold go to the engine when there is
+/// one, all others are made at once; the used ring is shown to the guest as far as everything before is complete.
+class TxQueue : public VringQueue {
+ public:
+  // ---- control path: queue held -------------------------------------------------------------------------------
+  void set_engine(std::unique_ptr<dma::DmaEngine> engine, uint32_t threshold, Publish publish, memory::Block slots);
+  /// Nothing may be in flight.
+  void setup(RingSetup setup);
+  dma::DmaEngine* engine() { return engine_.get(); }
+  /// From now on the CPU copies; what is in flight is finished first.
+  void disable_engine() { offload_ = false; }
+  bool offloading() const { return offload_; }
+
+  // ---- data path: whoever owns the queue ----------------------------------------------------------------------
+  /// Takes packets from the front and returns how many. Nothing waits; the guest is kicked if it asked.
+  uint32_t enqueue(const PacketView& packets) noexcept;
+  /// Takes at most `limit` entries from the finished front of what is in flight and publishes them. Returns packets.
+  uint32_t reap(uint32_t limit = UINT32_MAX) noexcept;
+
+  bool idle() const { return in_flight_.empty(); }
+  bool engine_failed() const { return engine_ && engine_->failed(); }
+  /// Readable by any thread: packets enqueued and not published.
+  uint32_t pending_packets() const { return pending_packets_.load(std::memory_order_relaxed); }
+  uint64_t polls() const { return polls_; }
+
+  TxCounters counters;
+
+ private:
+  enum class Fit : uint8_t { ok, no_buffer, never, fault };
+  enum class Fate : uint8_t { sent, dropped, stays };
+
+  bool enqueue_simple(const uint8_t* packet, uint32_t len, const virtio::NetHeader& header) noexcept;
+  Fate enqueue_any(const PacketView& view, uint32_t i, uint32_t len) noexcept;
+  Fit reserve(uint32_t need) noexcept;
+  void write_at(uint32_t offset, const void* bytes, uint32_t len) noexcept;
+  void copy_payload(const PacketView& view, const uint8_t* packet, uint32_t len, bool by_cpu) noexcept;
+  bool hand_to_engine(const PacketView& view, std::span<const dma::Copy> copies, uint32_t bytes) noexcept;
+  void finish_packet(uint32_t len) noexcept;
+  void finish_burst(const PacketView& view) noexcept;
+  void publish_by_engine() noexcept;
+  void publish_by_cpu() noexcept;
+  void count_refusal(dma::Refusal why) noexcept;
+
+  std::unique_ptr<dma::DmaEngine> engine_;
+  bool offload_ = false;
+  uint32_t threshold_ = UINT32_MAX;
+  Publish publish_ = Publish::cpu;
+
+  InFlightList in_flight_;
+  RingIndex ready_;            // every packet before it is whole in guest memory
+  uint32_t index_writes_ = 0;  // index entries in flight; while there are any, used->idx is the engine's
+  memory::Block index_slots_;  // uint16_t by cookie: what the engine copies to used->idx
+  InFlightList::Entry* reads_block_ = nullptr;  // last entry of this burst whose copies read its block
+  bool packet_in_flight_ = false;               // hand_to_engine() has made an entry for the current packet
+  uint64_t polls_ = 0;
+  std::atomic<uint32_t> pending_packets_{0};
+
+  struct Taken {
+    uint16_t head;
+    uint32_t written;
+  };
+  std::vector<memory::Piece> pieces_;  // scratch, sized at setup
+  uint32_t piece_count_ = 0;
+  std::vector<Taken> heads_;
+  uint32_t head_count_ = 0;
+  std::vector<dma::Copy> copies_;
+  uint32_t copy_count_ = 0;
+};
+
+}  // namespace vhost_ioat::port

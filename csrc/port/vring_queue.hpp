@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <atomic>
+#include <memory>
+
+#include "base/unique_fd.hpp"
+#include "memory/region_table.hpp"
+#include "port/owner.hpp"
+#include "virtio/features.hpp"
+#include "virtio/split_ring.hpp"
+
+namespace vhost_ioat::port {
+
+/// What a queue is told when its ring is (re)started or stopped; made on the control thread.
+struct RingSetup {
+  bool running = false;  // started, and translatable
+  bool enabled = false;
+  virtio::RingAddresses at;
+  uint32_t size = 0;
+  RingIndex last_avail;
+  virtio::FeatureSet features;
+  std::shared_ptr<const memory::RegionTable> memory;
+  UniqueFd call, err;  // duplicates, or none
+};
+
+/// What rx and tx queues share: the ring, the memory it points into, and the notification of the guest.
+/// Everything but owner() is touched by the owner only.
+class VringQueue {
+ public:
+  Owner& owner() { return owner_; }
+  const virtio::SplitRing& ring() const { return ring_; }
+  bool running() const { return running_; }
+  bool enabled() const { return enabled_; }
+
+  /// Once per fault: true the first time this is asked after the ring broke.
+  bool take_fault_report() {
+    if (!ring_.fault() || fault_reported_) return false;
+    fault_reported_ = true;
+    return true;
+  }
+  /// Has the guest asked to be told of what was published? Then kick() is due, once.
+  bool kick_due() noexcept { return ring_.should_notify(); }
+  /// The control thread, which alone changes call_, may do this after giving the queue back.
+  void kick() noexcept {
+    if (call_) eventfd_signal(call_.get());
+  }
+  void signal_error() noexcept {
+    if (err_) eventfd_signal(err_.get());
+  }
+
+ protected:
+  void setup_ring(RingSetup setup) {
+    // A ring that merely was held goes on where it stood: its state is richer than what a front end can say.
+    const bool same = running_ && setup.running && setup.at.desc == at_.desc && setup.at.avail == at_.avail &&
+                      setup.at.used == at_.used && setup.size == ring_.size() && setup.features == features_ &&
+                      setup.last_avail == ring_.last_avail() && !ring_.fault();
+    running_ = setup.running;
+    enabled_ = setup.enabled;
+    call_ = std::move(setup.call);
+    err_ = std::move(setup.err);
+    memory_ = std::move(setup.memory);
+    hint_ = nullptr;
+    if (!running_) {
+      memory_.reset();
+      return;
+    }
+    if (same) return;
+    at_ = setup.at;
+    features_ = setup.features;
+    header_size_ = features_.net_header_size();
+    ring_.start(setup.at, setup.size, features_, setup.last_avail);
+    ring_.set_kicks(false);
+    fault_reported_ = false;
+  }
+
+  Owner owner_;
+  bool running_ = false, enabled_ = false, fault_reported_ = false;
+  uint32_t header_size_ = 12;
+  virtio::SplitRing ring_;
+  virtio::FeatureSet features_;
+  virtio::RingAddresses at_;
+  std::shared_ptr<const memory::RegionTable> memory_;
+  const memory::Region* hint_ = nullptr;  // region hit last
+  UniqueFd call_, err_;
+};
+
+}  // namespace vhost_ioat::port
