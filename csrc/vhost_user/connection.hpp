@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <sys/socket.h>
+
 #include <optional>
 #include <string>
 
@@ -31,18 +33,20 @@ class Connection {
   bool sending() const { return outgoing_.has_value(); }
 
   const std::string& error() const { return error_; }
+  bool broken() const { return broken_; }  // closed since the framing was wrong, not since the peer left
 
  private:
-  Received read_some();
-  Received fail(std::string why);
-  bool take_fds(struct msghdr& header);
+  void take_fds(const msghdr& control);
+  void close(std::string why, bool broken);
 
   UniqueFd socket_;
+  wire::Header header_{};  // of incoming_
   Message incoming_;
-  size_t received_ = 0;  // bytes of incoming_, header included
+  size_t received_ = 0;  // bytes of header_ and then of the payload
   std::optional<Message> outgoing_;
   size_t sent_ = 0;  // bytes of outgoing_, header included
   std::string error_;
+  bool broken_ = false;
 };
 
 }  // namespace vhost_ioat::vhost_user
