@@ -124,7 +124,7 @@ std::string viability_hint(int iommu_group, const std::vector<std::string>& obst
   std::string names;
   for (const std::string& name : obstacles) names += (names.empty() ? "" : ", ") + name;
   return format("IOMMU group %d is not viable, drivers of the kernel hold %s: unbind them or bind them to vfio-pci",
-                iommu_group, names.c_str());
+                iommu_group, names.empty() ? "another device of it" : names.c_str());
 }
 
 std::vector<std::string> group_obstacles(int iommu_group, const SystemTree& tree) {
