@@ -26,13 +26,12 @@ class EndpointOwner {
   virtual ~EndpointOwner() = default;
   /// A front end has connected.
   virtual std::unique_ptr<BackendSession> make_session() = 0;
-  /// The session has handled a message (after a suspended one: once it is finished). If it is to end, the endpoint says
-  /// so in disconnected().
+  /// The session has handled a message; when it was suspended: has finished it. May call drop_peer().
   virtual void after_message(const SessionState& state) = 0;
   /// The front end is gone and its session with it: all rings were held, stopped and released, the memory is let go.
   /// `broken`: the front end broke the protocol or was dropped; else it just left.
   virtual void disconnected(const std::string& reason, bool broken) = 0;
-  /// Something hinders connections (out of fds, no permission for the path); the endpoint keeps trying.
+  /// Something hinders connections (out of fds, no permission for the path); told once, the endpoint keeps trying.
   virtual void trouble(const std::string& what) = 0;
 };
 
@@ -51,9 +50,10 @@ class Endpoint {
   /// Throws ConfigError or std::system_error when a server cannot listen; nothing is started then. A client with a
   /// usable path never fails here.
   void start();
-  /// No more connections; ends the session. `stopped` is called once it has ended, maybe before stop() returns.
+  /// No more connections; ends the session. `stopped` is called once it has ended, maybe before stop() returns, and may
+  /// destroy the endpoint.
   void stop(std::function<void()> stopped);
-  /// The device has held the rings it was asked for (Device::hold).
+  /// The device has held the rings it was asked for (Device::hold, never from inside it).
   void resume();
   /// Ends the present session, if any; the next front end may come.
   void drop_peer(std::string reason);
@@ -61,16 +61,17 @@ class Endpoint {
   bool connected() const { return session_ != nullptr; }
 
  private:
-  void listen();
-  void accept();
+  void seek();
+  void watch_listener(bool on);
+  void on_listener();
   void try_connect();
+  void try_again_later(const char* what);
   void begin(UniqueFd socket);
-  void on_socket(uint32_t events);
+  void on_socket();
   void handle_messages();
-  void proceed(BackendSession::Next next, std::optional<Message> reply);
+  bool proceed(BackendSession::Next next, std::optional<Message>& reply);
   void watch_socket();
-  void make_way_for_others();
-  void end(std::string reason, bool broken);
+  void end(const std::string& reason, bool broken);
   void ended();
 
   std::shared_ptr<EventLoop> loop_;
@@ -80,15 +81,15 @@ class Endpoint {
   std::function<void()> stopped_;
 
   std::unique_ptr<SocketListener> listener_;
-  bool listening_ = false;            // the listener is in the loop
+  bool listener_watched_ = false;
   EventLoop::TimerId timer_ = 0;      // next try, or the end of patience with a front end without SET_OWNER
   EventLoop::Clock::duration delay_;  // before the next try
-  int last_errno_ = 0;                // of the last try, so that trouble is told once
+  int last_error_ = 0;                // of the last try, so that the same trouble is told once
 
   std::unique_ptr<Connection> connection_;
   std::unique_ptr<BackendSession> session_;
-  uint32_t watched_ = 0;  // epoll events asked for
-  bool suspended_ = false;
+  uint32_t watched_ = 0;    // epoll events asked of the connection
+  bool suspended_ = false;  // the session waits for the device
   bool ending_ = false;
   bool broken_ = false;
   std::string reason_;

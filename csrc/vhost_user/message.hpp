@@ -110,6 +110,12 @@ struct SingleMemRegion {
 };
 static_assert(sizeof(SingleMemRegion) == 40);
 
+struct Rarp {
+  uint8_t mac[6];  // the low bytes of a u64
+  uint8_t padding[2];
+};
+static_assert(sizeof(Rarp) == 8);
+
 constexpr uint64_t vring_fd_index_mask = 0xff;  // of SET_VRING_KICK, _CALL and _ERR
 constexpr uint64_t vring_fd_none = 0x100;
 }  // namespace wire

@@ -91,22 +91,23 @@ class BackendSession {
   const std::string& error() const { return error_; }  // of the last request that was refused
 
  private:
-  /// What a request does once its rings are held.
-  using Change = std::function<void()>;
-
-  void dispatch();
-  Next begin_change(RingSet rings, Change change);
-  Next finish_change();
-  Next conclude();
-  Next refuse(const std::string& why);
-  void when_held(const RingSet& rings, Change change);
-  void reply_with(const auto& body);
+  void dispatch(const MessageType& type);
+  RingSet every_ring() const;
+  /// For the handlers: what the request does once these rings are held. It must not fail.
+  void when_held(const RingSet& rings, std::function<void()> change);
+  void reply_with(const auto& body) { reply_.emplace(static_cast<Request>(request_->request), body); }
+  Next finish(std::optional<Message>& reply);
+  Next answer(std::optional<Message>& reply);
+  Next refuse(const std::string& why, std::optional<Message>& reply);
 
   void set_features();
   void set_protocol_features();
-  void reset(bool keep_features);
+  void set_mtu();
+  void set_status();
+  void reset_owner();
+  void reset_device();
   // session_rings.cpp
-  uint32_t ring_index(uint64_t index) const;
+  uint32_t ring_of(uint64_t index) const;
   void set_vring_num();
   void set_vring_addr();
   void set_vring_base();
@@ -117,18 +118,22 @@ class BackendSession {
   void set_mem_table();
   void add_mem_region();
   void remove_mem_region();
+  void change_memory(memory::RegionTable table);
 
   SessionConfig config_;
   Device& device_;
   SessionState state_;
-  UniqueFd backend_channel_;  // SET_BACKEND_REQ_FD: kept open for the front end, never used
-  std::optional<Message> request_;  // being handled
+  UniqueFd backend_channel_;        // SET_BACKEND_REQ_FD: kept open for the front end, never used
+  std::optional<Message> request_;  // the one being handled
   std::optional<Message> reply_;    // its own reply
-  RingSet held_;                    // by the change under way
-  Change change_;
+  RingSet held_;                    // for the change
+  std::function<void()> change_;
   bool suspended_ = false;
   bool stopping_ = false;
   std::string error_;
 };
+
+/// The state of a ring that GET_VRING_BASE stopped: what the next start must say anew is gone.
+void forget_start(Vring& ring);
 
 }  // namespace vhost_ioat::vhost_user

@@ -29,11 +29,7 @@ sockaddr_un address_of(const std::string& path) {
   return address;
 }
 
-UniqueFd make_socket() {
-  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!fd) fail(errno, "socket");
-  return fd;
-}
+UniqueFd make_socket() { return UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)); }
 
 /// Removes a socket file that nobody listens on; throws when something else is in the way.
 void remove_stale(const std::string& path) {
@@ -70,6 +66,7 @@ void check_socket_path(const std::string& path) {
 UniqueFd connect_socket(const std::string& path) {
   const sockaddr_un address = address_of(path);
   UniqueFd fd = make_socket();
+  if (!fd) return fd;
   if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) return fd;
   const int error = errno;
   fd.reset();
@@ -81,6 +78,7 @@ SocketListener::SocketListener(const std::string& path, mode_t mode) : path_(pat
   const sockaddr_un address = address_of(path);
   remove_stale(path);
   UniqueFd fd = make_socket();
+  if (!fd) fail(errno, "cannot listen on " + path + ": no socket");
   if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0) {
     const char* advice = errno == ENOENT       ? ": its directory does not exist; create it first"
                          : errno == EADDRINUSE ? ": something was put there just now; choose another path"

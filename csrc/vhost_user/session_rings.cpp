@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <fcntl.h>
+
+#include <bit>
+#include <cinttypes>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include "base/error.hpp"
+#include "vhost_user/session.hpp"
+
+namespace vhost_ioat::vhost_user {
+namespace {
+
+constexpr uint32_t max_ring_size = 32768;  // VIRTIO 1.2, 2.7
+
+RingSet only(uint32_t ring) { return RingSet().set(ring); }
+
+/// Writing to anything but an eventfd could block, or worse; the kernel says what an fd is in /proc.
+bool is_eventfd(int fd) {
+  char path[48], text[512];
+  std::snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+  const UniqueFd info(::open(path, O_RDONLY | O_CLOEXEC));
+  if (!info) throw std::system_error(errno, std::generic_category(), "cannot tell whether it is an eventfd: open /proc");
+  const ssize_t n = ::read(info.get(), text, sizeof text);
+  return n > 0 && std::string_view(text, static_cast<size_t>(n)).find("eventfd-count") != std::string_view::npos;
+}
+
+/// The flag belongs to the file and so to both sides; front ends make their eventfds non-blocking anyway.
+void make_non_blocking(int fd) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
+    throw std::system_error(errno, std::generic_category(), "cannot make an eventfd non-blocking");
+  }
+}
+
+void check_aligned(const char* what, uint64_t address, uint64_t alignment) {
+  if (address % alignment == 0) return;
+  throw Error(format("%s address 0x%" PRIx64 " is not a multiple of %" PRIu64 " (VIRTIO 1.2, 2.7)", what, address,
+                     alignment));
+}
+
+}  // namespace
+
+void forget_start(Vring& ring) {
+  ring.started = ring.polled = ring.has_addresses = false;
+  ring.desc_uva = ring.avail_uva = ring.used_uva = 0;
+  ring.kick.reset();
+  ring.call.reset();
+}
+
+uint32_t BackendSession::ring_of(uint64_t index) const {
+  if (index < state_.vrings.size()) return static_cast<uint32_t>(index);
+  throw Error(format("there is no ring %" PRIu64 ", this port has %zu (two for each of its queues)", index,
+                     state_.vrings.size()));
+}
+
+void BackendSession::set_vring_num() {
+  const auto state = request_->body<wire::VringState>();
+  const uint32_t ring = ring_of(state.index), size = state.num;
+  if (!std::has_single_bit(size) || size > max_ring_size) {
+    throw Error(format("ring %u cannot have %u entries, but a power of two from 1 to %u (VIRTIO 1.2, 2.7)", ring, size,
+                       max_ring_size));
+  }
+  when_held(only(ring), [this, ring, size] { state_.vrings[ring].size = size; });
+}
+
+/// Only stored: the memory they lie in may be told later, and what they mean is looked up when the ring runs.
+void BackendSession::set_vring_addr() {
+  const auto address = request_->body<wire::VringAddr>();
+  const uint32_t ring = ring_of(address.index);
+  if (address.flags) throw Error(format("ring %u: flags 0x%x, but logging was not offered", ring, address.flags));
+  check_aligned("descriptor table", address.desc, 16);
+  check_aligned("available ring", address.avail, 2);
+  check_aligned("used ring", address.used, 4);
+  when_held(only(ring), [this, ring, address] {
+    Vring& vring = state_.vrings[ring];
+    vring.desc_uva = address.desc;
+    vring.avail_uva = address.avail;
+    vring.used_uva = address.used;
+    vring.has_addresses = true;
+  });
+}
+
+void BackendSession::set_vring_base() {
+  const auto state = request_->body<wire::VringState>();
+  const uint32_t ring = ring_of(state.index), base = state.num;
+  if (base > UINT16_MAX) throw Error(format("ring %u: base %u does not fit a 16-bit ring index", ring, base));
+  when_held(only(ring), [this, ring, base] { state_.vrings[ring].base = static_cast<uint16_t>(base); });
+}
+
+void BackendSession::get_vring_base() {
+  const uint32_t ring = ring_of(request_->body<wire::VringState>().index);
+  when_held(only(ring), [this, ring] {
+    reply_with(wire::VringState{ring, state_.vrings[ring].base});
+    forget_start(state_.vrings[ring]);
+  });
+}
+
+void BackendSession::set_vring_enable() {
+  const auto state = request_->body<wire::VringState>();
+  const uint32_t ring = ring_of(state.index), enable = state.num;
+  if (enable > 1) throw Error(format("ring %u: enable is %u, but it is 0 or 1", ring, enable));
+  when_held(only(ring), [this, ring, enable] { state_.vrings[ring].enabled = enable == 1; });
+}
+
+/// SET_VRING_KICK starts the ring, whether it brings an fd or says that the ring is to be polled.
+void BackendSession::set_vring_fd(UniqueFd Vring::*which) {
+  const auto value = request_->body<uint64_t>();
+  if (value & ~(wire::vring_fd_index_mask | wire::vring_fd_none)) {
+    throw Error(format("0x%" PRIx64 " has bits besides the ring (0-7) and \"no fd\" (8)", value));
+  }
+  const uint32_t ring = ring_of(value & wire::vring_fd_index_mask);
+  const bool none = value & wire::vring_fd_none;
+  if (none != request_->fds.empty()) {
+    throw Error(format("ring %u: bit 8 says there is %s, but there is %s", ring, none ? "no fd" : "an fd",
+                       none ? "one" : "none"));
+  }
+  if (!none) {
+    const int fd = request_->fds[0].get();
+    if (!is_eventfd(fd)) throw Error(format("ring %u: the fd is not an eventfd; anything else could block", ring));
+    make_non_blocking(fd);
+  }
+  when_held(only(ring), [this, ring, which, none] {
+    Vring& vring = state_.vrings[ring];
+    vring.*which = none ? UniqueFd() : std::move(request_->fds[0]);
+    if (which != &Vring::kick) return;
+    vring.started = true;
+    vring.polled = none;
+  });
+}
+
+}  // namespace vhost_ioat::vhost_user
