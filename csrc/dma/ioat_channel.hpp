@@ -34,7 +34,7 @@ class IoatChannel {
   /// Bytes of memory for a ring and its write-back word, whole pages.
   static size_t memory_size(uint32_t ring_size);
 
-  /// Resets and starts the channel and proves it with a null descriptor; waits for that, at most about half a second.
+  /// Resets and starts the channel and proves it with a null descriptor; waits for that, less than a second.
   /// `memory` is memory_size() bytes at a page, zeroed; it and `mmio` outlive the channel. Throws DmaError, ConfigError.
   IoatChannel(Mmio& mmio, const DmaMemory& memory, const ChannelOptions& options = {});
   IoatChannel(const IoatChannel&) = delete;
@@ -145,7 +145,7 @@ class IoatChannel {
   uint32_t base_;           // the index at which DMACOUNT was 0
   uint32_t jobs_head_ = 0;
   uint32_t jobs_tail_ = 0;
-  Phase phase_ = Phase::stopped;
+  Phase phase_ = Phase::running;
   Failure failure_ = Failure::none;
   bool blame_ = false;      // the next job handed out that is not done is the one that failed
   uint32_t idle_polls_ = 0;
