@@ -50,8 +50,8 @@ class Endpoint {
   /// Throws ConfigError or std::system_error when a server cannot listen; nothing is started then. A client with a
   /// usable path never fails here.
   void start();
-  /// No more connections; ends the session. `stopped` is called once it has ended, maybe before stop() returns, and may
-  /// destroy the endpoint.
+  /// No more connections; ends the session. `stopped` is called once it has ended, maybe before stop() returns; it
+  /// must not destroy the endpoint.
   void stop(std::function<void()> stopped);
   /// The device has held the rings it was asked for (Device::hold, never from inside it).
   void resume();
