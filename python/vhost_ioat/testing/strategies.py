@@ -4,20 +4,34 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from ..devargs import MAX_PATH, MAX_QUEUES, MIN_MEMPOOL, Devargs
+from .frontend import REQUESTS, Message
+from .layout import Descriptor
 
-__all__ = ["devargs", "devices"]
+__all__ = [
+    "chains",
+    "descriptors",
+    "devargs",
+    "devices",
+    "messages",
+    "packets",
+    "region_tables",
+    "ring_indices",
+    "ring_sizes",
+]
 
+_U16, _U32, _U64 = 2**16 - 1, 2**32 - 1, 2**64 - 1
 _SWITCHES = [field.name for field in dataclasses.fields(Devargs) if field.default is True]
 
 
 def _is_socket_path(text: str) -> bool:
-    return len(text.encode("utf-8", "surrogatepass")) <= MAX_PATH
+    return len(text.encode()) <= MAX_PATH
 
 
 def devices() -> SearchStrategy[str]:
@@ -44,7 +58,7 @@ def devargs(draw: DrawFn) -> Devargs:
     optional: dict[str, SearchStrategy[Any]] = {
         "client": st.booleans(),
         "name": names,
-        "ioat_threshold": st.integers(0, 2**32 - 1) | st.just("auto"),
+        "ioat_threshold": st.integers(0, _U32) | st.just("auto"),
         "publish": st.sampled_from(["cpu", "dma"]),
         "sw_mode": st.sampled_from(["threaded", "inline", "stepped"]),
         "socket_mode": st.integers(0, 0o777),
@@ -54,3 +68,93 @@ def devargs(draw: DrawFn) -> Devargs:
     }
     chosen = draw(st.fixed_dictionaries({}, optional=optional))
     return Devargs(draw(paths), queues=queues, ioats=dict(zip(txqs, engines, strict=True)), **chosen)
+
+
+def ring_sizes(most: int = 32768) -> SearchStrategy[int]:
+    """Sizes of split rings: powers of two from 1. VIRTIO 1.2, 2.7."""
+    return st.integers(0, most.bit_length() - 1).map(lambda order: 1 << order)
+
+
+def ring_indices() -> SearchStrategy[int]:
+    """Free-running 16-bit indices, often just before they wrap."""
+    return st.integers(_U16 - 8, _U16) | st.integers(0, _U16)
+
+
+@st.composite
+def chains(draw: DrawFn, data_bytes: int, most: int = 8) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Readable and writable buffers as (offset, bytes) within `data_bytes`; bytes may be 0, and buffers may overlap."""
+
+    def buffers() -> list[tuple[int, int]]:
+        offsets = draw(st.lists(st.integers(0, data_bytes), max_size=most // 2))
+        return [(at, draw(st.integers(0, min(data_bytes - at, 4096)))) for at in offsets]
+
+    return buffers(), buffers()
+
+
+def descriptors(near: Sequence[int] = (0,)) -> SearchStrategy[Descriptor]:
+    """Descriptors as a hostile driver writes them; addresses often close to one of `near`."""
+    close = st.builds(lambda base, offset: max(0, base + offset), st.sampled_from(near), st.integers(-64, 1 << 16))
+    lengths = st.sampled_from([0, 1, 15, 16, 32, 128, 4096, _U32]) | st.integers(0, _U32)
+    flags = st.integers(0, 7) | st.integers(0, _U16)
+    return st.builds(
+        Descriptor, close | st.integers(0, _U64), lengths, flags, st.integers(0, 64) | st.integers(0, _U16)
+    )
+
+
+@st.composite
+def region_tables(draw: DrawFn, most: int = 8) -> list[tuple[int, int]]:
+    """Guest memory regions (address, bytes) in any order, apart or adjacent, whole pages, never overlapping."""
+    sizes = draw(st.lists(st.integers(1, 16), min_size=1, max_size=most))
+    gpa, regions = draw(st.sampled_from([0, 1 << 20, 1 << 32])), []
+    for pages in sizes:
+        regions.append((gpa, pages * 4096))
+        gpa += (pages + draw(st.sampled_from([0, 0, 1, 1 << 20]))) * 4096
+    return draw(st.permutations(regions))
+
+
+def messages() -> SearchStrategy[Message]:
+    """vhost-user messages, well formed as often as not: any id, size, flags and number of fds.
+
+    The `fds` are kinds ("eventfd", "memfd", "pipe", "socket"); `frontend.open_fds` makes real ones of them.
+    """
+    kinds = st.lists(st.sampled_from(["eventfd", "memfd", "pipe", "socket"]), max_size=9)
+    fds = st.just([]) | st.just(["eventfd"]) | st.just(["memfd"]) | kinds
+    numbers = st.integers(0, 8) | st.integers(0, _U64) | st.sampled_from([0x100, 256, 32768])
+    bodies = st.lists(numbers, max_size=6).map(lambda words: b"".join(word.to_bytes(8, "little") for word in words))
+
+    def of_type(name: str) -> SearchStrategy[Message]:
+        number, size = REQUESTS[name]
+        exact = st.lists(numbers, min_size=size // 8, max_size=size // 8).map(
+            lambda words: b"".join(word.to_bytes(8, "little") for word in words)
+        )
+        states = st.builds(
+            lambda index, value: index.to_bytes(4, "little") + value.to_bytes(4, "little"),
+            st.integers(0, 4),
+            st.sampled_from([0, 1, 255, 256, 65535]),
+        )
+        body = exact | states if size == 8 else exact
+        return st.builds(Message, st.just(number), body, fds=fds, flags=st.sampled_from([1, 9]))
+
+    anything = st.builds(
+        Message,
+        st.integers(0, 64) | st.integers(0, _U32),
+        bodies | st.binary(max_size=64),
+        fds=kinds,
+        flags=st.sampled_from([1, 9]) | st.integers(0, _U32),
+        size=st.none() | st.sampled_from([0, 1, 4096, _U32]),
+    )
+    return st.sampled_from(sorted(REQUESTS)).flatmap(of_type) | anything
+
+
+def packets(most: int = 65553) -> SearchStrategy[bytes]:
+    """Packets of 1 to `most` bytes: often of the sizes that matter, with contents that differ from packet to packet."""
+    lengths = st.sampled_from([n for n in (1, 14, 60, 64, 1023, 1024, 1514, 9014, most) if n <= most]) | st.integers(
+        1, most
+    )
+    return st.builds(fill, lengths, st.integers(0, _U32))
+
+
+def fill(length: int, seed: int) -> bytes:
+    """`length` bytes that depend on `seed` and on their position: a shifted or swapped block shows."""
+    block = b"".join(((seed + n * 2654435761) & _U32).to_bytes(4, "little") for n in range(-(-length // 4) % 4096 or 1))
+    return (block * (-(-length // len(block))))[:length]

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The port: `EthVhost`, and `forward` between two of them."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import inspect
+import itertools
+import logging
+import threading
+import weakref
+from types import TracebackType
+from typing import Literal, Self, Unpack
+
+from . import _core
+from .devargs import Devargs, Options, parse_devargs
+from .records import Engine, Event, Link, PortInfo, Region, Ring, Stats
+
+__all__ = ["EthVhost", "forward"]
+
+_log = logging.getLogger("vhost_ioat")
+_log.addHandler(logging.NullHandler())
+
+_numbers = itertools.count()
+_open_ports: weakref.WeakSet[EthVhost] = weakref.WeakSet()
+
+
+class EthVhost(_core.Port):
+    """A vhost-user network port; a virtual machine's virtio-net card connects to its socket.
+
+    The methods of the data path (`rx_burst`, `tx_burst` and the others that name a queue) are native. Each queue and
+    direction may have one caller at a time, a second one gets `VhostIoatError`; different queues may be used by
+    different threads. `close()` may come from any thread.
+
+    What a guest or front end does wrong never raises here: it goes to `events()`, to the counters, and to the logger
+    "vhost_ioat", which is written to by the main thread whenever it calls a method that waits or reports.
+
+    Args:
+        iface: Path of the vhost-user socket.
+        **options: The other fields of `Devargs`, with the same meaning and defaults.
+
+    Raises:
+        ConfigError: An option is unknown or has a value the port cannot take.
+
+    Example:
+        >>> port = EthVhost("/tmp/vhost0.sock", queues=2, ioats={0: "sw0"})
+        >>> port
+        <EthVhost eth_vhost_ioat0,iface=/tmp/vhost0.sock,queues=2,ioats=(txq0@sw0): stopped>
+        >>> port.close()
+    """
+
+    def __init__(self, iface: str, **options: Unpack[Options]) -> None:
+        devargs = Devargs.from_options({"iface": iface, **options})
+        if devargs.name is None:
+            devargs = dataclasses.replace(devargs, name=f"eth_vhost_ioat{next(_numbers)}")
+        self.devargs = devargs
+        super().__init__(
+            name=str(devargs.name),
+            iface=devargs.iface,
+            queues=devargs.queues,
+            client=devargs.client,
+            features=devargs.features,
+            ioats=dict(devargs.ioats),
+            ioat_threshold=None if devargs.ioat_threshold == "auto" else devargs.ioat_threshold,
+            ioat_fallback=devargs.ioat_fallback,
+            publish=devargs.publish,
+            sw_mode=devargs.sw_mode,
+            socket_mode=devargs.socket_mode,
+            mempool=devargs.mempool,
+            max_guest_mem=devargs.max_guest_mem,
+        )
+        _open_ports.add(self)
+
+    @classmethod
+    def from_devargs(cls, devargs: str | Devargs) -> Self:
+        """Make a port of a devargs string, as `iface=/tmp/vhost0.sock,queues=2,ioats=(txq0@00:04.0)`.
+
+        Raises:
+            ConfigError: See `parse_devargs`.
+        """
+        if isinstance(devargs, str):
+            devargs = parse_devargs(devargs)
+        return cls(**dataclasses.asdict(devargs))
+
+    @property
+    def name(self) -> str:
+        """Name of the port in messages."""
+        return str(self.devargs.name)
+
+    def start(self) -> None:
+        """Listen on the socket, or begin to connect to it; no effect on a started port.
+
+        Raises:
+            OSError: The directory is missing, the address is in use, permission is denied.
+            VhostIoatError: The port is closed.
+        """
+        try:
+            super().start()
+        finally:
+            self._write_log()
+
+    def stop(self) -> None:
+        """Drop the link and leave the socket; the port may be started again. Packets in flight complete first.
+
+        Releases the GIL.
+        """
+        super().stop()
+        self._write_log()
+
+    def close(self) -> None:
+        """Stop for good and give everything back; any thread, any number of times.
+
+        Bursts that run in other threads finish, later calls raise. Bursts received before stay readable.
+        Releases the GIL.
+        """
+        super().close()
+        _open_ports.discard(self)
+        self._write_log()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def wait_link(self, up: bool = True, timeout: float | None = None) -> bool:
+        """Wait until the link is up (or down); True if it is, False when `timeout` seconds have passed.
+
+        Releases the GIL and honours Ctrl-C.
+        """
+        reached = super().wait_link(up, timeout)
+        self._write_log()
+        return reached
+
+    def link(self) -> Link:
+        """The link now."""
+        self._write_log()
+        return Link(*self._link())
+
+    def stats(self) -> Stats:
+        """The basic counters of the port and of each queue."""
+        self._write_log()
+        return Stats(**self._stats())
+
+    def info(self) -> PortInfo:
+        """What was negotiated, guest memory, rings, engines, and the last error."""
+        self._write_log()
+        raw = self._info()
+        return PortInfo(
+            driver=raw["driver"],
+            name=self.name,
+            iface=self.devargs.iface,
+            queues=self.devargs.queues,
+            client=self.devargs.client,
+            features=raw["features"],
+            protocol_features=raw["protocol_features"],
+            mtu=raw["mtu"],
+            regions=tuple(Region(*region) for region in raw["regions"]),
+            rings=tuple(Ring(*ring) for ring in raw["rings"]),
+            engines=tuple(Engine(*engine) for engine in raw["engines"]),
+            last_error=raw["last_error"],
+        )
+
+    def events(self, timeout: float = 0.0) -> list[Event]:
+        """Take what has happened since the last call, oldest first; wait up to `timeout` seconds for the first.
+
+        `fileno()` is readable while events wait. Releases the GIL and honours Ctrl-C while it waits.
+        """
+        events = [Event(*event) for event in self._events(timeout)]
+        self._write_log()
+        return events
+
+    def _write_log(self) -> None:
+        # Messages come from the control thread, which must not run Python code; and a logging handler may not expect
+        # to be called by some thread of the script.
+        if threading.current_thread() is threading.main_thread():
+            for level, text in self._messages():
+                _log.log(level, "%s: %s", self.name, text)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.devargs}: {self._state()}>"
+
+    __signature__ = inspect.signature(Devargs).replace(
+        parameters=[
+            parameter.replace(kind=parameter.POSITIONAL_OR_KEYWORD if name == "iface" else parameter.KEYWORD_ONLY)
+            for name, parameter in inspect.signature(Devargs).parameters.items()
+        ],
+        return_annotation=inspect.Signature.empty,
+    )
+
+
+@atexit.register
+def _close_ports() -> None:
+    for port in list(_open_ports):
+        port.close()
+
+
+def forward(
+    a: EthVhost,
+    b: EthVhost,
+    mode: Literal["io", "macswap", "icmpecho", "rxonly", "txonly"] = "io",
+    *,
+    seconds: float | None = None,
+) -> Stats:
+    """Forward packets between two ports, both ways and on all queues, in a native loop; `a` and `b` may be the same.
+
+    Queue N of one port goes to queue N of the other, modulo its number of queues. What the destination does not take
+    is dropped. Releases the GIL; Ctrl-C ends it.
+
+    Args:
+        a: One port.
+        b: The other port.
+        mode: "io" changes nothing, "macswap" exchanges the MAC addresses, "icmpecho" answers ARP and ICMP echo requests
+            to where they came from, "rxonly" drops what comes, "txonly" sends 64-byte UDP packets.
+        seconds: How long; None: until Ctrl-C.
+
+    Returns:
+        What both ports together received and sent meanwhile.
+    """
+    ports = {a, b}
+    before = sum((port.stats() for port in ports), Stats())
+    try:
+        _core.forward(a, b, mode, seconds)
+    except KeyboardInterrupt:
+        if seconds is not None:
+            raise
+    return sum((port.stats() for port in ports), Stats()) - before

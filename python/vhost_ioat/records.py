@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a port reports: plain values, taken at one moment and never changing afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from operator import add, sub
+from typing import Any
+
+__all__ = ["Engine", "Event", "Link", "PortInfo", "Region", "Ring", "Stats"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters since the port was made or `stats_reset()`; `later - earlier` is what happened between.
+
+    Bytes leave out the virtio header. Directions are the script's: "i" came from the guest, "o" went to it.
+
+    Attributes:
+        ipackets, opackets, ibytes, obytes: Received; published to the guest.
+        imissed: Dropped by the port because their ring was disabled.
+        ierrors: Malformed, from the guest.
+        oerrors: Taken by `tx_burst` and dropped, because the queue can never take them.
+        rx_nombuf: Times packets had to wait because the port's packet memory was exhausted.
+        q_ipackets, q_opackets, q_ibytes, q_obytes, q_errors: The same for each queue.
+    """
+
+    ipackets: int = 0
+    opackets: int = 0
+    ibytes: int = 0
+    obytes: int = 0
+    imissed: int = 0
+    ierrors: int = 0
+    oerrors: int = 0
+    rx_nombuf: int = 0
+    q_ipackets: tuple[int, ...] = ()
+    q_opackets: tuple[int, ...] = ()
+    q_ibytes: tuple[int, ...] = ()
+    q_obytes: tuple[int, ...] = ()
+    q_errors: tuple[int, ...] = ()
+
+    def __add__(self, other: Stats) -> Stats:
+        return self._combine(other, add)
+
+    def __sub__(self, other: Stats) -> Stats:
+        return self._combine(other, sub)
+
+    def _combine(self, other: Stats, operation: Any) -> Stats:
+        def combine(mine: Any, theirs: Any) -> Any:
+            if isinstance(mine, int):
+                return operation(mine, theirs)
+            queues = max(len(mine), len(theirs))
+            pad = (0,) * queues
+            return tuple(map(operation, (mine + pad)[:queues], (theirs + pad)[:queues]))
+
+        names = [field.name for field in dataclasses.fields(self)]
+        return Stats(*(combine(getattr(self, name), getattr(other, name)) for name in names))
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The link of a port; true when it is up, that is when some queue pair is started and enabled."""
+
+    up: bool
+    speed_mbps: int
+    full_duplex: bool
+
+    def __bool__(self) -> bool:
+        return self.up
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A piece of guest memory the port has mapped: guest-physical address and bytes."""
+
+    gpa: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A vring: number (2N is txq N, 2N+1 is rxq N), entries, state; `broken` says why, or None."""
+
+    index: int
+    size: int
+    started: bool
+    enabled: bool
+    broken: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The DMA engine of a tx queue; `active` is False when the CPU copies for it, and `state` says why."""
+
+    queue: int
+    name: str
+    description: str
+    hardware: bool
+    active: bool
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class PortInfo:
+    """A port as it is now.
+
+    Attributes:
+        driver: Name of the driver.
+        name, iface, queues, client: As in the devargs.
+        features: Virtio feature bits negotiated with the driver; 0 while no front end is connected.
+        protocol_features: vhost-user protocol feature bits negotiated with the front end.
+        mtu: What the front end said with NET_SET_MTU, or 0.
+        regions: Guest memory.
+        rings: The vrings the front end has set up.
+        engines: The DMA engines, one for each tx queue that has one.
+        last_error: The last thing that went wrong, in a sentence, or None.
+    """
+
+    driver: str
+    name: str
+    iface: str
+    queues: int
+    client: bool
+    features: int
+    protocol_features: int
+    mtu: int
+    regions: tuple[Region, ...]
+    rings: tuple[Ring, ...]
+    engines: tuple[Engine, ...]
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a port, not asked for.
+
+    Attributes:
+        kind: "link", "queue", "engine" or "peer" (a guest or front end broke a rule).
+        queue: Queue number, or None when it is about the port.
+        rx: For a queue: True for rxq, False for txq.
+        enabled: For "link" and "queue": the new state.
+        text: A sentence.
+    """
+
+    kind: str
+    queue: int | None
+    rx: bool
+    enabled: bool
+    text: str

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The state machines. Subclass one, override what opens the thing under test, and collect its `TestCase`.
+
+class TestMyRing(MyRingMachine.TestCase): ...
+"""
+
+from .rings import HostileRingMachine, RingMachine
+
+__all__ = ["HostileRingMachine", "RingMachine"]
