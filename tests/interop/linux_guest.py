@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -15,10 +14,18 @@ from interop.console import Console
 ROOT = Path(__file__).parents[2]
 KERNEL = ROOT / ".cache" / "guest-kernel"
 # insmod resolves nothing, so the order counts: virtio_ring is what virtio stands on
-MODULES = (
-    "virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover virtio_net".split()
-)
+MODULES = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "virtio_pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
+]
 
+# No interactive shell: it edits lines, and takes the moment in which it switches the terminal's mode for the end of input.
 INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp
 /bin/busybox --install -s /bin
@@ -27,9 +34,8 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 for module in {modules}; do insmod /modules/$module.ko; done
 stty -echo
-export PS1= PS2=
 echo guest is up
-exec sh
+while read -r line; do eval "$line" </dev/null; echo "@ended:$?"; done
 """
 
 
@@ -98,8 +104,6 @@ class LinuxGuest(Console):
     crashes under it with MSI-X and vhost-user.
     """
 
-    _serial = itertools.count()
-
     def __init__(self, initramfs: Path, *nics: Nic, memory: int = 256, cpus: int = 1) -> None:
         command = ["qemu-system-x86_64", "-machine", "q35", "-cpu", "max", "-accel", "tcg", "-smp", str(cpus)]
         command += ["-m", str(memory), "-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio"]
@@ -114,11 +118,10 @@ class LinuxGuest(Console):
         self.expect("guest is up", timeout)
 
     def run(self, command: str, timeout: float = 60.0, *, check: bool = True) -> str:
-        """Run a shell command in the guest and return what it printed; AssertionError when it fails."""
-        marker = f"@{next(self._serial)}"
-        self.send(f"{command}\necho {marker[:1]}''{marker[1:]}:$?")
+        """Run one line of shell in the guest and return what it printed; AssertionError when it fails."""
+        self.send(command)
         start = self._seen
-        match = self.expect(rf"{marker}:(\d+)\n", timeout)
+        match = self.expect(r"@ended:(\d+)\n", timeout)
         output = self.text[start : match.start()]
         if check and match[1] != "0":
             msg = f"guest: {command!r} ended with {match[1]}:\n{output}"

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""DPDK's virtio-user front end: what it sends through a Python loop comes back complete, in order and unaltered."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+import vhost_ioat
+from interop import matrix, pcap
+from interop.forwarder import Forwarder
+from interop.testpmd import Testpmd, virtio_user
+
+pytestmark = pytest.mark.peers("dpdk")
+
+PACKETS = 1000  # a queue
+FACTORS = {
+    "size": (64, 1518, 9000),
+    "queues": (1, 2),
+    "mrg_rxbuf": (0, 1),
+    "in_order": (0, 1),
+    "client": (False, True),
+    "ring": (64, 256, 1024),
+}
+
+
+def loop(
+    sock: str, folder: Path, size: int, queues: int, mrg_rxbuf: int, in_order: int, client: bool, ring: int
+) -> None:
+    """net_pcap -> virtio-user -> our loop -> virtio-user -> net_pcap, and the two files are compared."""
+    rng = random.Random(size + ring)
+    sent = [[rng.randbytes(size) for _ in range(PACKETS)] for _ in range(queues)]
+    for queue, packets in enumerate(sent):
+        pcap.write(folder / f"in{queue}", packets)
+    files = ",".join(f"rx_pcap={folder}/in{queue},tx_pcap={folder}/out{queue}" for queue in range(queues))
+    card = virtio_user(sock, queues=queues, server=client, ring=ring, mrg_rxbuf=mrg_rxbuf, in_order=in_order)
+    # Two forwarding threads and patient senders: testpmd must be able to receive while it waits for room to send.
+    args = [f"--rxq={queues}", f"--txq={queues}", f"--rxd={ring}", f"--txd={ring}", "--nb-cores=2", "--no-flush-rx"]
+    if size > 1518 and not mrg_rxbuf:
+        args += ["--mbuf-size=10240", "--total-num-mbufs=4096"]  # the later option counts
+
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(vhost_ioat.EthVhost(sock, queues=queues, client=client))
+        front = stack.enter_context(Testpmd(card, f"net_pcap0,{files}", args=args))
+        assert port.wait_link(timeout=10)
+        stack.enter_context(Forwarder(port, queues))
+        front.command("set fwd io retry")
+        front.command("set burst tx delay 1 retry 1000000")
+        front.command("start")
+        deadline = time.monotonic() + 60
+        while front.counters(0)["rx_packets"] < PACKETS * queues and time.monotonic() < deadline:
+            pass
+        front.command("stop")
+        theirs, ours = front.counters(0), port.stats()
+        front.quit()
+
+    assert (theirs["tx_packets"], theirs["tx_bytes"]) == (ours.ipackets, ours.ibytes)
+    assert (theirs["rx_packets"], theirs["rx_bytes"]) == (ours.opackets, ours.obytes)
+    assert ours.ipackets == ours.opackets == PACKETS * queues
+    assert (ours.imissed, ours.ierrors, ours.oerrors, ours.rx_nombuf) == (0, 0, 0, 0)
+    for queue, packets in enumerate(sent):
+        assert pcap.read(folder / f"out{queue}") == packets
+
+
+@pytest.mark.parametrize("setting", matrix.pairwise(FACTORS), ids=matrix.name)
+def test_loops_all_packets_in_order_and_unaltered(setting: matrix.Setting, sock: str, tmp_path: Path) -> None:
+    loop(sock, tmp_path, **setting)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("setting", matrix.product(FACTORS), ids=matrix.name)
+def test_loops_all_packets_in_every_setting(setting: matrix.Setting, sock: str, tmp_path: Path) -> None:
+    loop(sock, tmp_path, **setting)
+
+
+def test_the_short_matrix_is_short() -> None:
+    assert len(matrix.pairwise(FACTORS)) <= 16
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_circulating_packets_are_conserved(sock: str, queues: int) -> None:
+    """256 packets a queue go round under load; when the music stops, all of them are still there."""
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(vhost_ioat.EthVhost(sock, queues=queues))
+        front = stack.enter_context(
+            Testpmd(virtio_user(sock, queues=queues), forward="mac", args=[f"--rxq={queues}", f"--txq={queues}"])
+        )
+        assert port.wait_link(timeout=10)
+        stack.enter_context(Forwarder(port, queues))
+        front.command("start tx_first 8")
+        while port.stats().ipackets < 100_000:
+            time.sleep(0.05)
+        front.command("stop")
+        front.command("set fwd rxonly")  # takes what is still on its way
+        front.command("start")
+        deadline = time.monotonic() + 10
+        while True:
+            theirs = front.counters()
+            if theirs["rx_packets"] == theirs["tx_packets"] or time.monotonic() > deadline:
+                break
+        ours = port.stats()
+        front.quit()
+    assert theirs["rx_packets"] == theirs["tx_packets"] == ours.ipackets == ours.opackets
+    assert theirs["rx_bytes"] == theirs["tx_bytes"] == ours.ibytes == ours.obytes
+
+
+@pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
+def test_killed_front_end_comes_back_ten_times(sock: str, client: bool) -> None:
+    with vhost_ioat.EthVhost(sock, client=client) as port, Forwarder(port):
+        for _ in range(10):
+            with Testpmd(virtio_user(sock, server=client), forward="mac") as front:
+                assert port.wait_link(timeout=10)
+                before = port.stats().ipackets
+                front.command("start tx_first 4")
+                wait_for_traffic(port, before)
+            assert port.wait_link(up=False, timeout=10)
+
+
+def test_restarted_back_end_finds_its_front_end_ten_times(sock: str) -> None:
+    """virtio-user waits for a new back end when it is the server (as its client it does not come back)."""
+    with Testpmd(virtio_user(sock, server=True), forward="mac") as front:
+        front.command("start tx_first 4")
+        for _ in range(10):
+            with vhost_ioat.EthVhost(sock, client=True) as port, Forwarder(port):
+                assert port.wait_link(timeout=10)
+                front.command("stop")
+                front.command("start tx_first 4")  # what was on its way is lost with the back end
+                wait_for_traffic(port, 0)
+
+
+def wait_for_traffic(port: vhost_ioat.EthVhost, before: int, packets: int = 2000) -> None:
+    deadline = time.monotonic() + 20
+    while port.stats().ipackets < before + packets:
+        assert time.monotonic() < deadline, f"no traffic: {port.stats()} {port.info()}"
+        time.sleep(0.01)

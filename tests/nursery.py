@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Processes that can be started and killed by the hundred: forks of one that has imported everything already."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Self
+
+_MOTHER = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+{code}
+while sys.stdin.readline():
+    child = os.fork()
+    if child == 0:
+        main()
+        os._exit(0)
+    print(child, flush=True)
+"""
+
+
+class Nursery:
+    """`code` is Python source that defines main(); each child runs it until it is killed."""
+
+    def __init__(self, code: str) -> None:
+        self._mother = subprocess.Popen(
+            [sys.executable, "-c", _MOTHER.format(code=code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._child = 0
+
+    def start(self) -> int:
+        """Start a child and return its process id."""
+        assert self._mother.stdin
+        assert self._mother.stdout
+        self._mother.stdin.write("\n")
+        self._mother.stdin.flush()
+        self._child = int(self._mother.stdout.readline())
+        return self._child
+
+    def kill(self) -> None:
+        """SIGKILL to the child of the last start()."""
+        if self._child:
+            os.kill(self._child, signal.SIGKILL)
+            self._child = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._mother:
+            self.kill()
+            assert self._mother.stdin
+            self._mother.stdin.close()

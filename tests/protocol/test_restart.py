@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Either side is killed while traffic runs, again and again: it resumes each time, and nothing is left behind."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+import vhost_ioat
+from nursery import Nursery
+from resources import resources
+from vhost_ioat.guest import Guest
+
+TIMES = 200
+PACKETS = 200  # that must pass in each life
+PACKET = bytes(range(64)) * 4
+
+GUEST = """
+import vhost_ioat.guest
+
+def main():
+    with vhost_ioat.guest.Guest({sock!r}, server={server}) as guest:
+        guest.connect(timeout=30)
+        while True:
+            guest.send(0, [{packet!r}] * 8)
+            guest.recv(0, 64)
+"""
+
+RETURNING_GUEST = """
+import vhost_ioat.guest
+
+def main():
+    while True:
+        try:
+            with vhost_ioat.guest.Guest({sock!r}, server={server}) as guest:
+                guest.connect(timeout=30)
+                while True:
+                    guest.send(0, [{packet!r}] * 8)
+                    guest.recv(0, 64)
+        except vhost_ioat.Disconnected:
+            pass
+"""
+
+PORT = """
+import vhost_ioat
+
+def main():
+    with vhost_ioat.EthVhost({sock!r}, client={client}) as port:
+        while True:
+            port.tx_burst(0, port.rx_burst(0, 64))
+"""
+
+
+@pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
+def test_guest_killed_under_traffic(sock: str, client: bool) -> None:
+    code = GUEST.format(sock=sock, server=client, packet=PACKET)
+    with Nursery(code) as guests, vhost_ioat.EthVhost(sock, client=client) as port:
+        start = None
+        for life in range(TIMES):
+            guests.start()
+            assert port.wait_link(timeout=20), f"life {life}: {port.info()}"
+            received = 0
+            deadline = time.monotonic() + 20
+            while received < PACKETS:
+                burst = port.rx_burst(0, 64)
+                assert all(packet.tobytes() == PACKET for packet in burst)
+                received += len(burst)
+                port.tx_burst(0, burst)
+                assert time.monotonic() < deadline, f"life {life}: {received} packets, {port.info()}"
+            del burst
+            guests.kill()
+            assert port.wait_link(up=False, timeout=20), f"life {life}: {port.info()}"
+            port.events()
+            if life == 0:
+                start = resources()
+        assert resources() == start
+
+
+@pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
+def test_port_killed_under_traffic(sock: str, client: bool) -> None:
+    with Nursery(PORT.format(sock=sock, client=client)) as ports:
+        start = None
+        for life in range(TIMES):
+            with Guest(sock, server=client) as guest:
+                ports.start()
+                guest.connect(timeout=20)
+                received = 0
+                deadline = time.monotonic() + 20
+                while received < PACKETS:
+                    guest.send(0, [PACKET] * 8)
+                    packets = guest.recv(0, 64)
+                    assert set(packets) <= {PACKET}
+                    received += len(packets)
+                    assert time.monotonic() < deadline, f"life {life}: {received} packets came back"
+                ports.kill()
+                with pytest.raises(vhost_ioat.Disconnected):
+                    while time.monotonic() < deadline:
+                        guest.send(0, [PACKET])
+                        guest.recv(0)
+            if life == 0:
+                start = resources()
+        assert resources() == start
+
+
+@pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
+def test_port_stopped_and_started_under_traffic(sock: str, client: bool) -> None:
+    code = RETURNING_GUEST.format(sock=sock, server=client, packet=PACKET)
+    with Nursery(code) as guests, vhost_ioat.EthVhost(sock, client=client) as port:
+        guests.start()
+        start = None
+        for life in range(TIMES):
+            port.start()
+            assert port.wait_link(timeout=20), f"life {life}: {port.info()}"
+            before = port.stats().ipackets
+            deadline = time.monotonic() + 20
+            while port.stats().ipackets < before + PACKETS:
+                port.tx_burst(0, port.rx_burst(0, 64))
+                assert time.monotonic() < deadline, f"life {life}: {port.info()}"
+            port.stop()
+            port.events()
+            if life == 0:
+                start = resources()
+        assert resources() == start
