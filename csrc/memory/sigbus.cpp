@@ -39,6 +39,7 @@ struct Previous {
 RangeChunk first_chunk;
 std::mutex change_mutex;  // for changes only; the handler takes no lock
 std::atomic<const Previous*> newest_previous{nullptr};
+std::atomic<uint64_t> mended_count{0};
 
 static_assert(std::atomic<uintptr_t>::is_always_lock_free && std::atomic<const Previous*>::is_always_lock_free);
 
@@ -73,6 +74,7 @@ bool mend(WatchedRange& range, uintptr_t address) {
 
   const uintptr_t page = address & ~(page_size - 1);
   range.torn.store(true, std::memory_order_relaxed);
+  mended_count.fetch_add(1, std::memory_order_release);  // pairs with the load in times_mended(): torn is set before
   return mmap(reinterpret_cast<void*>(page), start + size - page, PROT_READ | PROT_WRITE,
               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
 }
@@ -156,5 +158,7 @@ void forget_range(WatchedRange* range) {
 }
 
 const std::atomic<bool>& torn_flag(const WatchedRange* range) { return range->torn; }
+
+uint64_t times_mended() noexcept { return mended_count.load(std::memory_order_acquire); }
 
 }  // namespace vhost_ioat::memory

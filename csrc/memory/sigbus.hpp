@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 
 namespace vhost_ioat::memory {
 
@@ -18,5 +19,7 @@ WatchedRange* watch_range(void* start, size_t size, size_t page_size);
 /// Only when nothing can touch the range any more.
 void forget_range(WatchedRange* range);
 const std::atomic<bool>& torn_flag(const WatchedRange* range);
+/// How often the guard has mended something in this process: cheap to ask on a data path, whether to look at torn flags.
+uint64_t times_mended() noexcept;
 
 }  // namespace vhost_ioat::memory

@@ -14,6 +14,7 @@ class Counter {
   void raise_to(uint64_t n) noexcept {
     if (n > value_.load(std::memory_order_relaxed)) value_.store(n, std::memory_order_relaxed);
   }
+  void set(uint64_t n) noexcept { value_.store(n, std::memory_order_relaxed); }
   uint64_t get() const noexcept { return value_.load(std::memory_order_relaxed); }
 
  private:
@@ -58,7 +59,8 @@ struct TxCounters : QueueCounters {
   Counter cpu_bytes;
   Counter oversize_dropped, gso_dropped;
   Counter fallback_ring_full, fallback_unmapped, fallback_address, fallback_disabled;
-  Counter dma_inflight_max, dma_publish_batches, dma_submitted_bytes;
+  Counter dma_submitted, dma_completed, dma_bytes, dma_errors, dma_resets;  // the engine's, as last reaped
+  Counter dma_inflight_max, dma_publish_batches;
 };
 
 }  // namespace vhost_ioat::port

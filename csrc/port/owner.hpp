@@ -25,11 +25,14 @@ class Owner {
   }
   void leave() noexcept { word_.store(nobody, std::memory_order_release); }  // pairs with enter() and try_take()
 
-  /// Control thread only. After false, callers keep out until try_take() has succeeded and give_back() was called, or
-  /// forgo() was.
+  /// Control thread only. After false, callers keep out until try_take() has succeeded and give_back() was called.
   bool try_take() noexcept {
     if (held()) return true;
     wanted_.store(true, std::memory_order_relaxed);
+    return try_slip_in();
+  }
+  /// The same without keeping callers out: one who is inside is about to do the work itself.
+  bool try_slip_in() noexcept {
     uint8_t expected = nobody;
     return word_.compare_exchange_strong(expected, control, std::memory_order_acquire, std::memory_order_relaxed);
   }
@@ -37,7 +40,6 @@ class Owner {
     wanted_.store(false, std::memory_order_relaxed);
     word_.store(nobody, std::memory_order_release);  // pairs with enter()
   }
-  void forgo() noexcept { wanted_.store(false, std::memory_order_relaxed); }
   /// Does the control thread own it? Exact on that thread.
   bool held() const noexcept { return word_.load(std::memory_order_relaxed) == control; }
 

@@ -8,22 +8,25 @@
 
 namespace vhost_ioat::port {
 
-/// Packets to send: rows of a burst, all of them, every k-th, or chosen ones. It owns nothing.
+/// Packets to send: entries of a burst, all of them or every k-th. Entry j has its length and header at j and its bytes
+/// in row j, or in row rows[j] when rows were chosen. It owns nothing.
 struct PacketView {
   const uint8_t* data = nullptr;   // row 0
   uint32_t stride = 0;             // bytes from row to row
   uint32_t count = 0;              // packets
-  ptrdiff_t step = 1;              // rows (and lengths, headers) from packet to packet
-  const uint32_t* rows = nullptr;  // chosen rows; then lengths and headers are dense
+  ptrdiff_t step = 1;              // entries from packet to packet
+  const uint32_t* rows = nullptr;
   const uint32_t* lengths = nullptr;
   const virtio::NetHeader* headers = nullptr;
   const memory::Block* block = nullptr;  // what the rows lie in; without it the CPU copies
 
+  ptrdiff_t entry(uint32_t i) const { return step * ptrdiff_t{i}; }
   const uint8_t* packet(uint32_t i) const {
-    return data + (rows ? ptrdiff_t{rows[i]} : step * ptrdiff_t{i}) * ptrdiff_t{stride};
+    const ptrdiff_t row = rows ? ptrdiff_t{rows[entry(i)]} : entry(i);
+    return data + row * ptrdiff_t{stride};
   }
-  uint32_t length(uint32_t i) const { return lengths[rows ? ptrdiff_t{i} : step * ptrdiff_t{i}]; }
-  const virtio::NetHeader& header(uint32_t i) const { return headers[rows ? ptrdiff_t{i} : step * ptrdiff_t{i}]; }
+  uint32_t length(uint32_t i) const { return lengths[entry(i)]; }
+  const virtio::NetHeader& header(uint32_t i) const { return headers[entry(i)]; }
 
   static PacketView of(const virtio::Burst& burst) {
     return {burst.data, burst.stride, burst.count, 1, nullptr, burst.lengths, burst.headers, &burst.block};

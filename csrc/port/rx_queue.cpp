@@ -110,7 +110,7 @@ inline bool RxQueue::accept_header(Packet& packet, uint64_t word, uint16_t csum_
     h = {};
     return true;
   }
-  std::memcpy(&h, &word, sizeof word);
+  std::memcpy(static_cast<void*>(&h), &word, sizeof word);
   h.csum_offset = csum_offset;
   h.flags &= features_.has(Feature::CSUM) ? virtio::NET_HDR_F_NEEDS_CSUM : uint8_t{0};
   return virtio::valid(h, packet.len) && virtio::may_send_segment(features_, h);

@@ -23,6 +23,7 @@ class RxQueue : public VringQueue {
   // ---- data path: whoever owns the queue
   /// At most n packets; an empty burst when there are none, or no memory for them. The guest is kicked if it asked.
   virtio::Burst dequeue(memory::PacketArena& arena, uint32_t n) noexcept;
+  bool idle() const { return true; }  // nothing of it is ever in flight
   /// Asks the guest for kicks. True: packets wait already.
   bool enable_kicks() noexcept;
   void disable_kicks() noexcept;

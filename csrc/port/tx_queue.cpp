@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 
 #include "virtio/net_header.hpp"
 
@@ -34,6 +35,15 @@ void TxQueue::setup(RingSetup setup) {
   heads_.resize(size);
   // An entry takes at least one buffer, but for the index writes: one a burst, so never more than packets.
   in_flight_.resize(2 * size, engine_ ? std::max(engine_->capabilities().ring_size, 64u) : 1);
+}
+
+void TxQueue::abandon() {
+  [[maybe_unused]] auto* never_freed =
+      new std::tuple(std::move(engine_), std::move(in_flight_), std::move(index_slots_), std::move(memory_));
+  in_flight_ = {};
+  offload_ = running_ = false;
+  index_writes_ = 0;
+  pending_packets_.store(0, std::memory_order_relaxed);
 }
 
 uint32_t TxQueue::enqueue(const PacketView& view) noexcept {
@@ -207,7 +217,7 @@ void TxQueue::copy_payload(const PacketView& view, const uint8_t* packet, uint32
       large += n;
     });
   }
-  const bool handed = copy_count_ != 0 && hand_to_engine(view, std::span(copies_).first(copy_count_), large);
+  const bool handed = copy_count_ != 0 && hand_to_engine(std::span(copies_).first(copy_count_));
   chunks([&](uint8_t* dst, const uint8_t* src, uint32_t n) {
     if (!handed || n < threshold_) std::memcpy(dst, src, n);
   });
@@ -216,7 +226,7 @@ void TxQueue::copy_payload(const PacketView& view, const uint8_t* packet, uint32
 }
 
 /// All the large copies of the current packet, or none of them.
-bool TxQueue::hand_to_engine(const PacketView&, std::span<const dma::Copy> copies, uint32_t bytes) noexcept {
+bool TxQueue::hand_to_engine(std::span<const dma::Copy> copies) noexcept {
   const auto n = static_cast<uint32_t>(copies.size());
   dma::Refusal refusal = dma::Refusal::ring_full;
   if (!in_flight_.full() && in_flight_.has_room_for(n))
@@ -227,7 +237,6 @@ bool TxQueue::hand_to_engine(const PacketView&, std::span<const dma::Copy> copie
   }
   reads_block_ = &in_flight_.push(RingIndex(), copies);  // used_end follows when the used elements are written
   packet_in_flight_ = true;
-  counters.dma_submitted_bytes.add(bytes);
   return true;
 }
 
@@ -236,6 +245,7 @@ void TxQueue::count_refusal(dma::Refusal why) noexcept {
     case dma::Refusal::ring_full:
       return counters.fallback_ring_full.add(1);
     case dma::Refusal::unmapped:
+      maps_wanted_ = true;
       return counters.fallback_unmapped.add(1);
     case dma::Refusal::address:
       return counters.fallback_address.add(1);
@@ -267,7 +277,8 @@ void TxQueue::finish_burst(const PacketView& view) noexcept {
     if (reads_block_) reads_block_->block = view.block->share();
     if (publish_ == Publish::dma && offload_) publish_by_engine();
     engine_->submit();
-    counters.dma_inflight_max.raise_to(in_flight_.size());
+    counters.dma_inflight_max.raise_to(pending_packets());
+    note_engine_stats();
   }
   if (kick_due()) {
     kick();
@@ -322,7 +333,18 @@ uint32_t TxQueue::reap(uint32_t limit) noexcept {
   }
   pending_packets_.store(pending_packets_.load(std::memory_order_relaxed) - packets, std::memory_order_relaxed);
   publish_by_cpu();
+  note_engine_stats();
   return packets;
+}
+
+/// Copies the engine's counters to where other threads may read them.
+void TxQueue::note_engine_stats() noexcept {
+  const dma::EngineStats s = engine_->stats();
+  counters.dma_submitted.set(s.submitted);
+  counters.dma_completed.set(s.completed);
+  counters.dma_bytes.set(s.bytes);
+  counters.dma_errors.set(s.errors);
+  counters.dma_resets.set(s.resets);
 }
 
 }  // namespace vhost_ioat::port

@@ -2,6 +2,7 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dma/engine.hpp"
@@ -24,10 +25,15 @@ class TxQueue : public VringQueue {
   void set_engine(std::unique_ptr<dma::DmaEngine> engine, uint32_t threshold, Publish publish, memory::Block slots);
   /// Nothing may be in flight.
   void setup(RingSetup setup);
+  void set_threshold(uint32_t bytes) { threshold_ = bytes; }
   dma::DmaEngine* engine() { return engine_.get(); }
   /// From now on the CPU copies; what is in flight is finished first.
   void disable_engine() { offload_ = false; }
   bool offloading() const { return offload_; }
+  /// Drops the engine and all that it may still touch without freeing any of it; the ring runs no more.
+  void abandon();
+  /// A copy was refused because its memory was not mapped: true once after each time.
+  bool take_maps_wanted() { return std::exchange(maps_wanted_, false); }
 
   // ---- data path: whoever owns the queue ----------------------------------------------------------------------
   /// Takes packets from the front and returns how many. Nothing waits; the guest is kicked if it asked.
@@ -35,6 +41,7 @@ class TxQueue : public VringQueue {
   /// Takes at most `limit` entries from the finished front of what is in flight and publishes them. Returns packets.
   uint32_t reap(uint32_t limit = UINT32_MAX) noexcept;
 
+  bool maps_wanted() const { return maps_wanted_; }
   bool idle() const { return in_flight_.empty(); }
   bool engine_failed() const { return engine_ && engine_->failed(); }
   /// Readable by any thread: packets enqueued and not published.
@@ -52,7 +59,8 @@ class TxQueue : public VringQueue {
   Fit reserve(uint32_t need) noexcept;
   void write_at(uint32_t offset, const void* bytes, uint32_t len) noexcept;
   void copy_payload(const PacketView& view, const uint8_t* packet, uint32_t len, bool by_cpu) noexcept;
-  bool hand_to_engine(const PacketView& view, std::span<const dma::Copy> copies, uint32_t bytes) noexcept;
+  bool hand_to_engine(std::span<const dma::Copy> copies) noexcept;
+  void note_engine_stats() noexcept;
   void finish_packet(uint32_t len) noexcept;
   void finish_burst(const PacketView& view) noexcept;
   void publish_by_engine() noexcept;
@@ -60,7 +68,7 @@ class TxQueue : public VringQueue {
   void count_refusal(dma::Refusal why) noexcept;
 
   std::unique_ptr<dma::DmaEngine> engine_;
-  bool offload_ = false;
+  bool offload_ = false, maps_wanted_ = false;
   uint32_t threshold_ = UINT32_MAX;
   Publish publish_ = Publish::cpu;
 

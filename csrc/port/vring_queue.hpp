@@ -32,9 +32,14 @@ class VringQueue {
   bool running() const { return running_; }
   bool enabled() const { return enabled_; }
 
+  /// Set by the owner when the control thread has something to report or mend here; any thread may look.
+  bool needs_attention() const { return attention_.load(std::memory_order_relaxed); }
+  void ask_for_attention() { attention_.store(true, std::memory_order_relaxed); }
+  bool fault_to_report() const { return ring_.fault() && !fault_reported_; }
   /// Once per fault: true the first time this is asked after the ring broke.
   bool take_fault_report() {
-    if (!ring_.fault() || fault_reported_) return false;
+    attention_.store(false, std::memory_order_relaxed);
+    if (!fault_to_report()) return false;
     fault_reported_ = true;
     return true;
   }
@@ -74,6 +79,7 @@ class VringQueue {
   }
 
   Owner owner_;
+  std::atomic<bool> attention_{false};
   bool running_ = false, enabled_ = false, fault_reported_ = false;
   uint32_t header_size_ = 12;
   virtio::SplitRing ring_;

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "base/error.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <new>
+#include <system_error>
+
+#include "bindings/bindings.hpp"
+
+namespace vhost_ioat::bindings {
+
+namespace {
+
+/// The Python class for a C++ exception. They are defined in vhost_ioat/errors.py, where a reader looks for them.
+PyObject* python_class(const Error& error) {
+  const char* name = "VhostIoatError";
+  if (dynamic_cast<const ConfigError*>(&error)) name = "ConfigError";
+  if (dynamic_cast<const GuestError*>(&error)) name = "GuestError";
+  if (dynamic_cast<const DmaError*>(&error)) name = "DmaError";
+  if (dynamic_cast<const ProtocolError*>(&error)) name = "ProtocolError";
+  if (dynamic_cast<const Disconnected*>(&error)) name = "Disconnected";
+  return py::module_::import("vhost_ioat.errors").attr(name).cast<py::object>().release().ptr();
+}
+
+void set_os_error(const std::system_error& error) {
+  // OSError(errno, text) picks FileNotFoundError, PermissionError and so on by itself.
+  py::object value = py::reinterpret_borrow<py::object>(PyExc_OSError)(error.code().value(), error.what());
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())), value.ptr());
+}
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const Error& error) {
+    PyErr_SetString(python_class(error), error.what());
+  } catch (const std::system_error& error) {
+    set_os_error(error);
+  }
+}
+
+}  // namespace
+
+void register_errors(py::module_&) { py::register_local_exception_translator(&translate); }
+
+void set_python_error() noexcept {
+  try {
+    throw;
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const Error& error) {
+    PyErr_SetString(python_class(error), error.what());
+  } catch (const std::system_error& error) {
+    set_os_error(error);
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+}
+
+bool wait_in_slices(const py::object& timeout, const std::function<bool(double)>& body) {
+  using Clock = std::chrono::steady_clock;
+  constexpr double longest_slice = 0.05;  // how long Ctrl-C may go unnoticed
+  const bool forever = timeout.is_none();
+  const double seconds = forever ? 0 : std::max(0.0, timeout.cast<double>());
+  const auto begin = Clock::now();
+  for (;;) {
+    const double left = seconds - std::chrono::duration<double>(Clock::now() - begin).count();
+    bool reached;
+    {
+      py::gil_scoped_release release;
+      reached = body(forever ? longest_slice : std::clamp(left, 0.0, longest_slice));
+    }
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (reached || (!forever && left <= 0)) return reached;
+  }
+}
+
+}  // namespace vhost_ioat::bindings

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <poll.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+
+#include "base/error.hpp"
+#include "bindings/burst.hpp"
+#include "port/eth_vhost.hpp"
+#include "port/forward.hpp"
+
+namespace vhost_ioat::bindings {
+
+namespace {
+
+using port::EthVhost;
+
+/// A burst of more bytes than this is worth handing the GIL to another thread for (benchmarks/ has the measurement).
+constexpr uint64_t release_gil_above = 256 << 10;
+
+/// The EthVhost of a Port or of a Python subclass of it; the cast of pybind11, without its lookups.
+EthVhost& unwrap(PyObject* self) {
+  auto* instance = reinterpret_cast<py::detail::instance*>(self);
+  auto* port = static_cast<EthVhost*>(instance->simple_layout ? instance->simple_value_holder[0]
+                                                              : py::cast<EthVhost*>(py::handle(self)));
+  if (!port) throw Error("the port was not initialised; call super().__init__()");
+  return *port;
+}
+
+uint32_t checked_queue(const EthVhost& port, long long queue) {
+  if (queue < 0 || queue >= static_cast<long long>(port.queues()))
+    throw py::index_error(format("queue %lld, but the port has %u", queue, port.queues()));
+  return static_cast<uint32_t>(queue);
+}
+
+long long integer(PyObject* object) {
+  const long long value = PyLong_AsLongLong(object);
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+/// Positional and keyword arguments of the two burst methods: the second one and its name differ, no more.
+struct BurstArguments {
+  PyObject* queue = nullptr;
+  PyObject* second = nullptr;
+
+  BurstArguments(PyObject* const* args, Py_ssize_t n, PyObject* names, const char* method, const char* second_name) {
+    if (n > 2) throw py::type_error(format("%s() takes 2 arguments, got %zd", method, n));
+    if (n > 0) queue = args[0];
+    if (n > 1) second = args[1];
+    for (Py_ssize_t i = 0; names && i < PyTuple_GET_SIZE(names); ++i) {
+      PyObject* name = PyTuple_GET_ITEM(names, i);
+      PyObject*& slot = PyUnicode_CompareWithASCIIString(name, "queue_id") == 0 ? queue : second;
+      if (&slot == &second && PyUnicode_CompareWithASCIIString(name, second_name) != 0)
+        throw py::type_error(format("%s() has no argument '%s'", method, PyUnicode_AsUTF8(name)));
+      if (slot) throw py::type_error(format("%s() got '%s' twice", method, PyUnicode_AsUTF8(name)));
+      slot = args[n + i];
+    }
+    if (!queue) throw py::type_error(format("%s() needs a queue_id", method));
+  }
+};
+
+PyObject* rx_burst(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject* names) noexcept {
+  try {
+    const BurstArguments given(args, n, names, "rx_burst", "nb_pkts");
+    EthVhost& port = unwrap(self);
+    const uint32_t queue = checked_queue(port, integer(given.queue));
+    const long long nb_pkts = given.second ? integer(given.second) : 32;
+    if (nb_pkts < 1) throw py::value_error(format("nb_pkts is %lld; ask for at least 1 packet", nb_pkts));
+    return new_burst(port.rx_burst(queue, static_cast<uint32_t>(std::min<long long>(nb_pkts, UINT32_MAX))));
+  } catch (...) {
+    set_python_error();
+    return nullptr;
+  }
+}
+
+PyObject* tx_burst(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject* names) noexcept {
+  try {
+    const BurstArguments given(args, n, names, "tx_burst", "pkts");
+    if (!given.second) throw py::type_error("tx_burst() needs pkts: a Burst or a sequence of bytes-like packets");
+    EthVhost& port = unwrap(self);
+    const uint32_t queue = checked_queue(port, integer(given.queue));
+    const PacketArgument packets(given.second, virtio::max_ring_size);
+    const port::PacketView& view = packets.view();
+    uint32_t sent;
+    if (uint64_t{view.count} * view.stride > release_gil_above && packets.bytes() > release_gil_above) {
+      py::gil_scoped_release release;
+      sent = port.tx_burst(queue, view);
+    } else {
+      sent = port.tx_burst(queue, view);
+    }
+    return PyLong_FromUnsignedLong(sent);
+  } catch (...) {
+    set_python_error();
+    return nullptr;
+  }
+}
+
+PyMethodDef burst_methods[] = {
+    {"rx_burst", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rx_burst)), METH_FASTCALL | METH_KEYWORDS,
+     "rx_burst($self, queue_id, nb_pkts=32)\n--\n\n"
+     "Take up to `nb_pkts` packets that the guest has sent on queue `queue_id`.\n\n"
+     "Never waits and may return fewer; an empty, falsy Burst when there is nothing, the link is down, or the packet\n"
+     "memory is exhausted (rx_nombuf counts). The Burst owns its memory.\n\n"
+     "Raises IndexError: no such queue. ValueError: nb_pkts < 1. VhostIoatError: another thread is inside this queue,\n"
+     "or the port is closed. One caller per queue; holds the GIL. (vring dequeue: VIRTIO 1.2, 2.7.14)"},
+    {"tx_burst", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(tx_burst)), METH_FASTCALL | METH_KEYWORDS,
+     "tx_burst($self, queue_id, pkts)\n--\n\n"
+     "Send packets, a Burst or a sequence of bytes-like objects, to the guest; returns how many were taken, from the\n"
+     "front. The rest found no buffers and stays yours: send pkts[n:] again.\n\n"
+     "Never waits. A packet that the queue can never take is taken, dropped and counted. A Burst is not consumed: it\n"
+     "may go to several ports. Writing to it before tx_pending() is 0 sends either content.\n\n"
+     "Raises IndexError: no such queue. TypeError: an item is not bytes-like. ValueError: a length above the stride;\n"
+     "then nothing was sent. VhostIoatError: another thread is inside this queue, or the port is closed.\n"
+     "One caller per queue; holds the GIL but for bursts above 256 KiB. (vring enqueue: VIRTIO 1.2, 2.7.14)"},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+port::PortConfig config_from(const py::kwargs& options) {
+  port::PortConfig config;
+  config.name = options["name"].cast<std::string>();
+  config.iface = options["iface"].cast<std::string>();
+  config.queues = options["queues"].cast<uint32_t>();
+  config.client = options["client"].cast<bool>();
+  config.features = virtio::FeatureSet(options["features"].cast<uint64_t>()) & virtio::supported_features;
+  config.ioats = options["ioats"].cast<std::map<uint32_t, std::string>>();
+  const py::object threshold = options["ioat_threshold"];
+  config.ioat_threshold = threshold.is_none() ? 0 : threshold.cast<uint32_t>();
+  config.ioat_fallback = options["ioat_fallback"].cast<bool>();
+  config.publish = options["publish"].cast<std::string>() == "dma" ? port::Publish::dma : port::Publish::cpu;
+  config.sw_mode = options["sw_mode"].cast<std::string>();
+  config.socket_mode = options["socket_mode"].cast<mode_t>();
+  config.mempool = options["mempool"].cast<size_t>();
+  const py::object max_guest_mem = options["max_guest_mem"];
+  config.max_guest_mem = max_guest_mem.is_none() ? 0 : max_guest_mem.cast<uint64_t>();
+  return config;
+}
+
+py::dict stats_dict(const EthVhost& port) {
+  const EthVhost::Stats s = port.stats();
+  py::dict d;
+  d["ipackets"] = s.ipackets;
+  d["opackets"] = s.opackets;
+  d["ibytes"] = s.ibytes;
+  d["obytes"] = s.obytes;
+  d["imissed"] = s.imissed;
+  d["ierrors"] = s.ierrors;
+  d["oerrors"] = s.oerrors;
+  d["rx_nombuf"] = s.rx_nombuf;
+  auto per_queue = [&](uint64_t EthVhost::Stats::Queue::*field) {
+    py::tuple values(s.queues.size());
+    for (size_t q = 0; q < s.queues.size(); ++q) values[q] = s.queues[q].*field;
+    return values;
+  };
+  d["q_ipackets"] = per_queue(&EthVhost::Stats::Queue::ipackets);
+  d["q_opackets"] = per_queue(&EthVhost::Stats::Queue::opackets);
+  d["q_ibytes"] = per_queue(&EthVhost::Stats::Queue::ibytes);
+  d["q_obytes"] = per_queue(&EthVhost::Stats::Queue::obytes);
+  d["q_errors"] = per_queue(&EthVhost::Stats::Queue::errors);
+  return d;
+}
+
+py::object text_or_none(const std::string& text) { return text.empty() ? py::none() : py::object(py::str(text)); }
+
+py::dict info_dict(EthVhost& port) {
+  EthVhost::Info info;
+  {
+    py::gil_scoped_release release;
+    info = port.info();
+  }
+  py::dict d;
+  d["driver"] = "eth_vhost_ioat";
+  d["features"] = info.features;
+  d["protocol_features"] = info.protocol_features;
+  d["mtu"] = info.mtu;
+  py::list regions, rings, engines;
+  for (const auto& r : info.regions) regions.append(py::make_tuple(r.gpa, r.size));
+  for (const auto& r : info.rings)
+    rings.append(py::make_tuple(r.index, r.size, r.started, r.enabled, text_or_none(r.broken)));
+  for (const auto& e : info.engines)
+    engines.append(py::make_tuple(e.queue, e.name, e.description, e.hardware, e.active, e.state));
+  d["regions"] = regions;
+  d["rings"] = rings;
+  d["engines"] = engines;
+  d["last_error"] = text_or_none(info.last_error);
+  return d;
+}
+
+py::list take_events(EthVhost& port, double timeout) {
+  std::vector<port::Event> events = port.reports().take_events();
+  if (events.empty() && timeout > 0) {
+    wait_in_slices(py::float_(timeout), [&](double slice) {
+      pollfd waiting{port.reports().fileno(), POLLIN, 0};
+      ::poll(&waiting, 1, static_cast<int>(slice * 1000) + 1);
+      events = port.reports().take_events();
+      return !events.empty();
+    });
+  }
+  py::list out;
+  for (const auto& e : events)
+    out.append(py::make_tuple(e.kind, e.queue < 0 ? py::none() : py::object(py::int_(e.queue)), e.rx, e.enabled, e.text));
+  return out;
+}
+
+bool tx_drain(EthVhost& port, long long queue_id, const py::object& timeout) {
+  const uint32_t queue = checked_queue(port, queue_id);
+  // The control thread finishes what is in flight; calling in here as well would only meet a caller.
+  return wait_in_slices(timeout, [&](double slice) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(slice);
+    while (port.tx_pending(queue) != 0) {
+      if (std::chrono::steady_clock::now() >= until) return false;
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+    return true;
+  });
+}
+
+bool wait_link(EthVhost& port, bool up, const py::object& timeout) {
+  return wait_in_slices(timeout, [&](double slice) {
+    const auto duration = std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(slice));
+    return port.wait_link(up, std::chrono::steady_clock::now() + duration);
+  });
+}
+
+}  // namespace
+
+void register_port(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  py::class_<EthVhost, std::shared_ptr<EthVhost>> port(m, "Port", py::release_gil_before_calling_cpp_dtor(),
+                                                       "The native part of EthVhost.");
+  port.def(py::init([](const py::kwargs& options) {
+             port::PortConfig config = config_from(options);
+             py::gil_scoped_release unlocked;
+             return std::make_shared<EthVhost>(std::move(config));
+           }))
+      .def("start", &EthVhost::start, release())
+      .def("stop", &EthVhost::stop, release())
+      .def("close", &EthVhost::close, release())
+      .def(
+          "tx_done_cleanup",
+          [](EthVhost& self, long long queue_id) { return self.tx_done_cleanup(checked_queue(self, queue_id)); },
+          py::arg("queue_id"),
+          "Publish what the engine has finished; returns the packets reaped by this call. One caller per queue.")
+      .def(
+          "tx_pending",
+          [](EthVhost& self, long long queue_id) { return self.tx_pending(checked_queue(self, queue_id)); },
+          py::arg("queue_id"), "Packets taken by tx_burst and not shown to the guest yet. Any thread.")
+      .def("tx_drain", &tx_drain, py::arg("queue_id"), py::arg("timeout") = py::none(),
+           "Wait until nothing is pending on the queue: True, or False after `timeout` seconds. Releases the GIL.")
+      .def("wait_link", &wait_link, py::arg("up") = true, py::arg("timeout") = py::none())
+      .def("fileno", [](EthVhost& self) { return self.reports().fileno(); },
+           "An fd that is readable while events() has something.")
+      .def(
+          "rx_fileno", [](EthVhost& self, long long q) { return self.rx_fileno(checked_queue(self, q)); },
+          py::arg("queue_id"),
+          "A pollable fd that becomes readable when the guest kicks rx queue `queue_id` after rx_intr_enable(); it stays\n"
+          "the same over reconnects and belongs to the port.")
+      .def(
+          "rx_intr_enable", [](EthVhost& self, long long q) { return self.rx_intr_enable(checked_queue(self, q)); },
+          py::arg("queue_id"),
+          "Ask the guest to kick when it sends, and look once more: True means packets wait already, so receive them\n"
+          "instead of waiting for the fd. (VIRTIO 1.2, 2.7.10)")
+      .def(
+          "rx_intr_disable", [](EthVhost& self, long long q) { self.rx_intr_disable(checked_queue(self, q)); },
+          py::arg("queue_id"), "Ask the guest not to kick any more.")
+      .def("stats_reset", &EthVhost::stats_reset, "Start the counters of stats() at 0 again.")
+      .def("xstats_reset", &EthVhost::xstats_reset, "Start the counters of xstats() at 0 again; gauges stay.")
+      .def(
+          "xstats",
+          [](const EthVhost& self) {
+            py::dict d;
+            for (const auto& [name, value] : self.xstats()) d[py::str(name)] = value;
+            return d;
+          },
+          "Extended statistics by name, as net_vhost names them, and those of the DMA engine.")
+      .def("_stats", &stats_dict)
+      .def("_link", [](const EthVhost& self) { return py::make_tuple(self.link_up(), 10000, true); })
+      .def("_info", &info_dict)
+      .def("_events", &take_events, py::arg("timeout"))
+      .def("_messages",
+           [](EthVhost& self) {
+             py::list out;
+             for (const auto& line : self.reports().take_log()) out.append(py::make_tuple(line.level, line.text));
+             return out;
+           })
+      .def("_state", &EthVhost::state);
+  for (PyMethodDef* method = burst_methods; method->ml_name; ++method) {
+    PyObject* descriptor = PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(port.ptr()), method);
+    if (!descriptor) throw py::error_already_set();
+    py::setattr(port, method->ml_name, py::reinterpret_steal<py::object>(descriptor));
+  }
+
+  m.def(
+      "forward",
+      [](EthVhost& a, EthVhost& b, const std::string& mode, const py::object& seconds) {
+        port::Forwarder forwarder(a, b, port::forward_mode(mode));
+        wait_in_slices(seconds, [&](double slice) {
+          forwarder.run(std::chrono::steady_clock::now() +
+                        std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(slice)));
+          return false;
+        });
+      },
+      py::arg("a"), py::arg("b"), py::arg("mode"), py::arg("seconds"));
+}
+
+}  // namespace vhost_ioat::bindings

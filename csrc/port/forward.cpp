@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "port/forward.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "base/error.hpp"
+#include "port/arenas.hpp"
+#include "virtio/net_header.hpp"
+
+namespace vhost_ioat::port {
+
+using virtio::Burst;
+
+namespace {
+
+constexpr std::array<const char*, 5> mode_names = {"io", "macswap", "icmpecho", "rxonly", "txonly"};
+constexpr uint32_t eth_header = 14, ip_header = 20, arp_size = 28;
+
+uint16_t big_endian(const uint8_t* p) { return static_cast<uint16_t>(p[0] << 8 | p[1]); }
+
+void swap_bytes(uint8_t* a, uint8_t* b, size_t n) { std::swap_ranges(a, a + n, b); }
+
+/// Turns an ARP request or an ICMP echo request into its answer; false for anything else. Every address is answered for.
+bool answer(uint8_t* p, uint32_t len) {
+  if (len < eth_header + arp_size) return false;
+  uint8_t* body = p + eth_header;
+  if (big_endian(p + 12) == 0x0806 && big_endian(body + 6) == 1) {  // ARP request (RFC 826)
+    const uint8_t own_mac[6] = {0x56, 0x48, 0x4f, 0x53, 0x54, 0x00};
+    std::memcpy(p, p + 6, 6);
+    std::memcpy(p + 6, own_mac, 6);
+    body[7] = 2;
+    std::memcpy(body + 18, body + 8, 6);
+    std::memcpy(body + 8, own_mac, 6);
+    swap_bytes(body + 14, body + 24, 4);
+    return true;
+  }
+  if (big_endian(p + 12) != 0x0800 || len < eth_header + ip_header + 8) return false;
+  const uint32_t ip_len = (body[0] & 15u) * 4;
+  uint8_t* icmp = body + ip_len;
+  if (body[0] >> 4 != 4 || ip_len < ip_header || body[9] != 1 || icmp + 8 > p + len || icmp[0] != 8) return false;
+  swap_bytes(p, p + 6, 6);
+  swap_bytes(body + 12, body + 16, 4);
+  icmp[0] = 0;  // echo reply: one word falls by 0x0800, so the checksum rises by it (RFC 1624)
+  const uint32_t sum = big_endian(icmp + 2) + 0x0800u;
+  const uint32_t folded = (sum & 0xffff) + (sum >> 16);
+  icmp[2] = static_cast<uint8_t>(folded >> 8);
+  icmp[3] = static_cast<uint8_t>(folded);
+  return true;
+}
+
+}  // namespace
+
+ForwardMode forward_mode(const std::string& name) {
+  for (size_t i = 0; i < mode_names.size(); ++i)
+    if (name == mode_names[i]) return static_cast<ForwardMode>(i);
+  throw ConfigError("mode=" + name + ": use io, macswap, icmpecho, rxonly or txonly");
+}
+
+Forwarder::Forwarder(EthVhost& a, EthVhost& b, ForwardMode mode) : a_(a), b_(b), mode_(mode) {
+  if (mode == ForwardMode::txonly) filler_ = generated();
+}
+
+void Forwarder::run(std::chrono::steady_clock::time_point until) {
+  const uint32_t queues = std::max(a_.queues(), b_.queues());
+  do {
+    // Looking at the clock costs as much as an empty poll, so not every time.
+    for (uint32_t round = 0; round < 64; ++round) {
+      for (uint32_t q = 0; q < queues; ++q) {
+        if (q < a_.queues()) pass(a_, b_, q);
+        if (&a_ != &b_ && q < b_.queues()) pass(b_, a_, q);
+      }
+    }
+  } while (std::chrono::steady_clock::now() < until);
+}
+
+void Forwarder::pass(EthVhost& from, EthVhost& to, uint32_t queue) {
+  if (mode_ == ForwardMode::txonly) {
+    to.tx_burst(queue % to.queues(), PacketView::of(filler_));
+    return;
+  }
+  Burst packets = from.rx_burst(queue, burst);
+  if (packets.count == 0 || mode_ == ForwardMode::rxonly) return;
+  PacketView view = PacketView::of(packets);
+  EthVhost* target = &to;
+  uint32_t answered[burst];
+  if (mode_ == ForwardMode::macswap) {
+    for (uint32_t i = 0; i < packets.count; ++i)
+      if (packets.lengths[i] >= eth_header) swap_bytes(packets.row(i), packets.row(i) + 6, 6);
+  } else if (mode_ == ForwardMode::icmpecho) {
+    view.count = 0;
+    for (uint32_t i = 0; i < packets.count; ++i) {
+      if (!answer(packets.row(i), packets.lengths[i])) continue;
+      packets.lengths[view.count] = packets.lengths[i];
+      packets.headers[view.count] = {};
+      answered[view.count++] = i;
+    }
+    view.rows = answered;
+    target = &from;
+    if (view.count == 0) return;
+  }
+  target->tx_burst(queue % target->queues(), view);
+}
+
+Burst Forwarder::generated() const {
+  // 64-byte UDP packets from 198.18.0.1 to 198.18.0.2 (RFC 2544 test addresses), discard port.
+  Burst packets = Burst::allocate(*common_arena(), burst, 64);
+  if (!packets.block) throw std::bad_alloc();
+  for (uint32_t i = 0; i < packets.count; ++i) {
+    uint8_t* p = packets.row(i);
+    std::memset(p, 0, 64);
+    packets.lengths[i] = 64;
+    packets.headers[i] = {};
+    const uint8_t macs[] = {0x56, 0x48, 0x4f, 0x53, 0x54, 0x02, 0x56, 0x48, 0x4f, 0x53, 0x54, 0x01, 0x08, 0x00};
+    const uint8_t ip[] = {0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0, 198, 18, 0, 1, 198, 18, 0, 2, 0, 9, 0, 9, 0, 30, 0, 0};
+    std::memcpy(p, macs, sizeof macs);
+    std::memcpy(p + eth_header, ip, sizeof ip);
+    const uint16_t sum = virtio::internet_checksum(p + eth_header, ip_header);
+    std::memcpy(p + eth_header + 10, &sum, sizeof sum);
+  }
+  return packets;
+}
+
+}  // namespace vhost_ioat::port
