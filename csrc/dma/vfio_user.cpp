@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "dma/vfio_user.hpp"
+
+#include <poll.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <string_view>
+
+#include "base/error.hpp"
+#include "base/peer_fd.hpp"
+
+namespace vhost_ioat::dma {
+
+using namespace vfio_user;
+
+namespace {
+
+/// A request that is answered with an errno; the connection goes on.
+struct Refused {
+  int error;
+};
+
+void require(bool holds, int error = EINVAL) {
+  if (!holds) throw Refused{error};
+}
+
+template <typename T>
+T body(std::span<const std::byte> payload) {
+  require(payload.size() >= sizeof(T));
+  T value;
+  std::memcpy(&value, payload.data(), sizeof value);
+  return value;
+}
+
+template <typename T>
+std::vector<std::byte> bytes_of(const T& value) {
+  const auto* start = reinterpret_cast<const std::byte*>(&value);
+  return {start, start + sizeof value};
+}
+
+uint64_t region_size(uint32_t index) {
+  if (index == region_bar0) return spec::bar_size;
+  if (index == region_config) return PciConfigModel::size;
+  return 0;
+}
+
+void check_access(const RegionAccess& access) {
+  const uint64_t size = region_size(access.region);
+  require(access.count > 0 && access.offset < size && access.count <= size - access.offset);
+}
+
+/// Cuts an access into naturally aligned pieces of at most `largest` bytes, as a bus would.
+template <typename Piece>
+void for_each_piece(const RegionAccess& access, uint32_t largest, Piece&& piece) {
+  uint32_t offset = static_cast<uint32_t>(access.offset);
+  for (uint32_t done = 0; done < access.count;) {
+    uint32_t size = largest;
+    while (offset % size != 0 || size > access.count - done) size /= 2;
+    piece(offset, size, done);
+    offset += size;
+    done += size;
+  }
+}
+
+}  // namespace
+
+VfioUserServer::VfioUserServer(IoatModel& model) : model_(model) {
+  model_.on_interrupt([interrupt = interrupt_] { interrupt->raise(); });
+}
+
+void VfioUserServer::Interrupt::raise() {
+  const std::lock_guard lock(mutex);
+  if (eventfd) eventfd_signal(eventfd.get());
+}
+
+void VfioUserServer::attach(UniqueFd connection) {
+  detach();
+  socket_.emplace(std::move(connection));
+}
+
+void VfioUserServer::detach() {
+  socket_.reset();
+  negotiated_ = false;
+  model_.function_reset();
+  for (const auto& [iova, map] : maps_) forget(iova, map);
+  maps_.clear();
+  files_.clear();
+  const std::lock_guard lock(interrupt_->mutex);
+  interrupt_->eventfd.reset();
+}
+
+bool VfioUserServer::serve(std::chrono::milliseconds timeout) {
+  if (!socket_) return false;
+  const auto end = std::chrono::steady_clock::now() + timeout;
+  try {
+    Message request;
+    while (true) {
+      const Socket::Answer answered = socket_->receive(request);
+      if (answered == Socket::Answer::closed) throw Error("the peer closed the connection");
+      if (answered == Socket::Answer::message) answer(request);
+      check_files();
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
+      if (left.count() <= 0) return true;
+      if (answered == Socket::Answer::message) continue;
+      pollfd readable{socket_->fd(), POLLIN, 0};
+      // A signal ends the turn, so that the caller can look at it.
+      if (::poll(&readable, 1, static_cast<int>(left.count())) < 0) return true;
+    }
+  } catch (const std::exception& error) {
+    why_ = error.what();
+    detach();
+    return false;
+  }
+}
+
+void VfioUserServer::answer(Message& request) {
+  Header header = request.header;
+  if ((header.flags & flag_type) != type_command) {
+    throw Error(format("message %u is a reply (flags %#x), but nothing was asked", header.id, header.flags));
+  }
+  const bool wanted = (header.flags & flag_no_reply) == 0;
+  header.flags = type_reply;
+  header.error = 0;
+  Payload payload;
+  try {
+    payload = execute(request);
+  } catch (const Refused& refused) {
+    header.flags |= flag_error;
+    header.error = static_cast<uint32_t>(refused.error);
+  }
+  request.fds.clear();
+  if (!wanted) return;
+  header.size = static_cast<uint32_t>(sizeof header + payload.size());
+  socket_->send(header, payload);
+}
+
+VfioUserServer::Payload VfioUserServer::execute(Message& request) {
+  const auto command = static_cast<Command>(request.header.command);
+  const std::span<const std::byte> payload = request.payload;
+  if (negotiated_ == (command == Command::version)) throw Error("VERSION must be the first message, and comes once");
+  switch (command) {
+    case Command::version:
+      return negotiate(payload);
+    case Command::dma_map:
+      dma_map(request);
+      return {};
+    case Command::dma_unmap:
+      dma_unmap(body<DmaUnmap>(payload));
+      return bytes_of(body<DmaUnmap>(payload));
+    case Command::device_get_info:
+      return bytes_of(DeviceInfo{sizeof(DeviceInfo), device_can_reset | device_is_pci, regions, irqs});
+    case Command::device_get_region_info: {
+      const uint32_t index = body<RegionInfo>(payload).index;
+      require(index < regions);
+      const uint64_t size = region_size(index);
+      return bytes_of(RegionInfo{sizeof(RegionInfo), size > 0 ? region_read_write : 0, index, 0, size, 0});
+    }
+    case Command::device_get_irq_info: {
+      const uint32_t index = body<IrqInfo>(payload).index;
+      require(index < irqs);
+      return bytes_of(IrqInfo{sizeof(IrqInfo), irq_eventfd, index, index == irq_msix ? 1u : 0u});
+    }
+    case Command::device_set_irqs:
+      set_irqs(request);
+      return {};
+    case Command::region_read:
+      return region_read(body<RegionAccess>(payload));
+    case Command::region_write:
+      return region_write(payload);
+    case Command::device_reset:
+      model_.function_reset();
+      return {};
+    case Command::device_get_region_io_fds:
+      break;
+  }
+  throw Refused{ENOTSUP};
+}
+
+VfioUserServer::Payload VfioUserServer::negotiate(std::span<const std::byte> payload) {
+  const auto version = body<Version>(payload);
+  if (version.major != 0) throw Error(format("the peer speaks vfio-user %u, this device 0", version.major));
+  negotiated_ = true;
+  Payload reply = bytes_of(Version{0, 0});
+  // QEMU reads the reply into the buffer of its request. What the text leaves out has the protocol's defaults.
+  static constexpr std::string_view text = R"({"capabilities":{"max_msg_fds":8}})";
+  if (payload.size() > reply.size() + text.size()) {
+    const auto* start = reinterpret_cast<const std::byte*>(text.data());
+    reply.insert(reply.end(), start, start + text.size());
+    reply.push_back(std::byte{0});
+  }
+  return reply;
+}
+
+std::shared_ptr<memory::GuestMapping> VfioUserServer::file_of(int fd) {
+  struct stat file{};
+  require(::fstat(fd, &file) == 0 && file.st_size > 0, EBADF);
+  const std::pair<uint64_t, uint64_t> key{file.st_dev, file.st_ino};
+  const auto size = static_cast<uint64_t>(file.st_size);
+  auto mapping = files_[key].lock();
+  if (!mapping || mapping->size() < size) {
+    mapping = memory::GuestMapping::from_fd(fd, 0, size);
+    std::erase_if(files_, [](const auto& entry) { return entry.second.expired(); });
+    files_[key] = mapping;
+  }
+  return mapping;
+}
+
+void VfioUserServer::check_files() const {
+  for (const auto& [key, file] : files_) {
+    if (const auto mapping = file.lock(); mapping && mapping->torn()) {
+      throw Error("the peer truncated a file of guest memory");
+    }
+  }
+}
+
+void VfioUserServer::dma_map(Message& request) {
+  const auto map = body<DmaMap>(request.payload);
+  require(map.size > 0 && map.address <= UINT64_MAX - (map.size - 1));
+  const auto after = maps_.lower_bound(map.address);
+  require(after == maps_.end() || after->first - map.address >= map.size, EEXIST);
+  if (after != maps_.begin()) {
+    const auto& [iova, before] = *std::prev(after);
+    require(map.address - iova >= before.size, EEXIST);
+  }
+  require(maps_.size() < max_maps, ENOSPC);
+  if (request.fds.empty()) {
+    maps_[map.address] = {map.size, nullptr};
+    return;
+  }
+  require(request.fds.size() == 1);
+  const auto file = file_of(request.fds[0].get());
+  require(map.offset <= file->size() && map.size <= file->size() - map.offset);
+  model_.memory().map(map.address, file->data() + map.offset, map.size);
+  maps_[map.address] = {map.size, file};
+}
+
+void VfioUserServer::forget(uint64_t iova, const Map& map) {
+  if (map.file) model_.memory().unmap(iova);
+}
+
+void VfioUserServer::dma_unmap(const DmaUnmap& request) {
+  const bool all = (request.flags & unmap_all) != 0;
+  require(all || (request.size > 0 && request.address <= UINT64_MAX - (request.size - 1)));
+  const uint64_t first = all ? 0 : request.address;
+  const uint64_t last = all ? UINT64_MAX : request.address + (request.size - 1);
+  // With an IOMMU in the guest, whole address spaces are unmapped at once, whatever was mapped in them. A mapping that
+  // reaches over an end of the range stays whole, as with VFIO type 1.
+  auto map = maps_.lower_bound(first);
+  while (map != maps_.end() && map->first <= last && map->second.size - 1 <= last - map->first) {
+    forget(map->first, map->second);
+    map = maps_.erase(map);
+  }
+}
+
+void VfioUserServer::set_irqs(Message& request) {
+  const auto set = body<IrqSet>(request.payload);
+  require(set.index < irqs && set.start == 0 && set.count <= (set.index == irq_msix ? 1u : 0u));
+  require((set.flags & set_trigger) != 0 && request.fds.size() <= 1);
+  if (set.index != irq_msix) return;
+  UniqueFd eventfd;
+  if (!request.fds.empty()) {
+    eventfd = std::move(request.fds[0]);
+    adopt_eventfd(eventfd.get());
+  }
+  const std::lock_guard lock(interrupt_->mutex);
+  interrupt_->eventfd = std::move(eventfd);
+}
+
+VfioUserServer::Payload VfioUserServer::region_read(const RegionAccess& access) {
+  check_access(access);
+  Payload reply = bytes_of(access);
+  reply.resize(sizeof access + access.count);
+  std::byte* data = reply.data() + sizeof access;
+  const bool bar = access.region == region_bar0;
+  for_each_piece(access, bar ? 8 : 4, [&](uint32_t offset, uint32_t size, uint32_t done) {
+    const uint64_t value = bar ? model_.read(offset, size) : model_.config_read(offset, size);
+    std::memcpy(data + done, &value, size);
+  });
+  return reply;
+}
+
+VfioUserServer::Payload VfioUserServer::region_write(std::span<const std::byte> payload) {
+  const auto access = body<RegionAccess>(payload);
+  check_access(access);
+  const std::span<const std::byte> data = payload.subspan(sizeof access);
+  require(data.size() == access.count);
+  const bool bar = access.region == region_bar0;
+  for_each_piece(access, bar ? 8 : 4, [&](uint32_t offset, uint32_t size, uint32_t done) {
+    uint64_t value = 0;
+    std::memcpy(&value, data.data() + done, size);
+    if (bar) {
+      model_.write(offset, value, size);
+    } else {
+      model_.config_write(offset, static_cast<uint32_t>(value), size);
+    }
+  });
+  return bytes_of(access);
+}
+
+}  // namespace vhost_ioat::dma

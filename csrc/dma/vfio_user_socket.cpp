@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "dma/vfio_user_socket.hpp"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <cstring>
+#include <utility>
+
+#include "base/error.hpp"
+
+namespace vhost_ioat::dma::vfio_user {
+namespace {
+
+constexpr int kReplyTimeoutMs = 1000;
+
+/// Takes every fd out of the control data, so that none leaks whatever happens next.
+void collect_fds(msghdr& message, std::vector<UniqueFd>& fds) {
+  for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
+    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
+    const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; ++i) {
+      int fd;
+      std::memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
+      fds.emplace_back(fd);
+    }
+  }
+}
+
+}  // namespace
+
+Socket::Socket(UniqueFd fd) : fd_(std::move(fd)) {
+  const int flags = ::fcntl(fd_.get(), F_GETFL);
+  if (flags < 0 || ::fcntl(fd_.get(), F_SETFL, flags | O_NONBLOCK) < 0) {
+    throw std::system_error(errno, std::generic_category(), "cannot make the socket non-blocking");
+  }
+}
+
+/// Reads until `part`, which lies `before` bytes into the message, is full; never beyond it, since the kernel hands fds
+/// over with the first byte they were sent with, and that must be a byte of their own message.
+bool Socket::fill(std::span<std::byte> part, size_t before) {
+  while (have_ < before + part.size()) {
+    const std::span<std::byte> rest = part.subspan(have_ - before);
+    alignas(cmsghdr) char control[CMSG_SPACE(max_fds * sizeof(int))];
+    iovec data{rest.data(), rest.size()};
+    msghdr message{};
+    message.msg_iov = &data;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    const ssize_t got = ::recvmsg(fd_.get(), &message, MSG_CMSG_CLOEXEC);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return false;
+    if (got <= 0) {
+      closed_ = true;
+      return false;
+    }
+    collect_fds(message, incoming_.fds);
+    if ((message.msg_flags & MSG_CTRUNC) != 0 || incoming_.fds.size() > max_fds) {
+      throw Error(format("a message came with more than %zu fds", max_fds));
+    }
+    have_ += static_cast<size_t>(got);
+  }
+  return true;
+}
+
+Socket::Answer Socket::receive(Message& message) {
+  std::byte head[sizeof(Header)];
+  std::memcpy(head, &incoming_.header, sizeof head);
+  const bool whole_head = have_ >= sizeof head || fill(head, 0);
+  std::memcpy(&incoming_.header, head, sizeof head);
+  if (!whole_head) return closed_ ? Answer::closed : Answer::nothing_yet;
+
+  const uint32_t size = incoming_.header.size;
+  if (size < sizeof head || size > max_message) {
+    throw Error(format("a message of %u bytes (command %u): 16 to %zu are possible", size, incoming_.header.command,
+                       max_message));
+  }
+  incoming_.payload.resize(size - sizeof head);
+  if (!fill(incoming_.payload, sizeof head)) return closed_ ? Answer::closed : Answer::nothing_yet;
+  message = std::exchange(incoming_, {});
+  have_ = 0;
+  return Answer::message;
+}
+
+void Socket::send(const Header& header, std::span<const std::byte> payload) {
+  std::vector<std::byte> bytes(sizeof header + payload.size());
+  std::memcpy(bytes.data(), &header, sizeof header);
+  std::memcpy(bytes.data() + sizeof header, payload.data(), payload.size());
+  for (size_t sent = 0; sent < bytes.size();) {
+    const ssize_t put = ::send(fd_.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
+    if (put >= 0) {
+      sent += static_cast<size_t>(put);
+    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+      pollfd room{fd_.get(), POLLOUT, 0};
+      if (::poll(&room, 1, kReplyTimeoutMs) == 0) throw Error("the peer does not read its replies");
+    } else if (errno != EINTR) {
+      throw std::system_error(errno, std::generic_category(), "the peer went away");
+    }
+  }
+}
+
+}  // namespace vhost_ioat::dma::vfio_user

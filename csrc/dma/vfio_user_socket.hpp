@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "base/unique_fd.hpp"
+#include "dma/vfio_user_wire.hpp"
+
+namespace vhost_ioat::dma::vfio_user {
+
+struct Message {
+  Header header{};
+  std::vector<std::byte> payload;
+  std::vector<UniqueFd> fds;
+};
+
+/// Cuts the byte stream of a non-blocking socket into messages and keeps fds with the message they came with.
+class Socket {
+ public:
+  /// Longer than any message of use for two regions of at most 16 KiB.
+  static constexpr size_t max_message = 64 << 10;
+  static constexpr size_t max_fds = 8;
+
+  explicit Socket(UniqueFd fd);
+  int fd() const { return fd_.get(); }
+
+  enum class Answer { message, nothing_yet, closed };
+  /// Takes a whole message if there is one. Throws Error when the peer breaks the framing.
+  Answer receive(Message& message);
+  /// Throws Error when the peer does not read its replies, std::system_error when it is gone.
+  void send(const Header& header, std::span<const std::byte> payload);
+
+ private:
+  bool fill(std::span<std::byte> part, size_t before);
+
+  UniqueFd fd_;
+  Message incoming_;
+  size_t have_ = 0;  // bytes of header and payload
+  bool closed_ = false;
+};
+
+}  // namespace vhost_ioat::dma::vfio_user
