@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
+import mmap
+
 import pytest
 
 from vhost_ioat.testing import BadRing, Device, Driver, Memory, RingView, explain
@@ -36,6 +38,37 @@ def test_a_chain_may_have_as_many_descriptors_as_the_ring():
     driver.publish()
     assert driver.add([(DATA, 1)], []) is None
     assert device.pop() == Chain(head, buffers[:2], buffers[2:])
+
+
+def test_an_indirect_table_has_its_limit():
+    _, driver, _ = make_ring(8, INDIRECT_DESC)
+    assert driver.add([(DATA, 1)] * 5, [], indirect=True) is None
+    assert driver.add([(DATA, 1)] * 4, [], indirect=True) is not None
+
+
+def test_a_chain_has_at_most_4_gib():
+    view = RingView(Memory([(0, bytearray(0x3000)), (1 << 32, mmap.mmap(-1, 1 << 31))]), 4, 0, 0x1000, 0x2000)
+    driver, device = Driver(view), Device(view)
+    head = driver.add([(1 << 32, 1 << 31)], [(1 << 32, 1 << 31)])
+    driver.publish()
+    assert device.pop().head == head
+    driver.add([(1 << 32, 1)], [(1 << 32, 1 << 31)] * 1)
+    view.set_descriptor(view.avail_head(1), Descriptor(1 << 32, 1 << 31, NEXT, view.avail_head(1)))
+    driver.publish()
+    assert device.pop() is None
+    assert "6442450944 bytes" in device.broken
+
+
+def test_publish_says_how_many():
+    view, driver, device = make_ring(4, start=65535)
+    for _ in range(2):
+        driver.add([(DATA, 1)], [])
+    driver.publish()
+    for _ in range(2):
+        device.push_used(device.pop().head, 0)
+    assert device.publish() == 2
+    assert device.publish() == 0
+    assert view.used_idx == 1
 
 
 def test_an_indirect_table_takes_one_descriptor():

@@ -55,7 +55,7 @@ def _lines(ring: RingView) -> Iterator[str]:
 
 def explain(ring: RingView) -> str:
     """Indices, flags, what is available with its descriptors, and what was used last; never raises on a broken ring."""
-    lines = []
+    lines: list[str] = []
     try:
         lines.extend(_lines(ring))
     except BadRing as fault:

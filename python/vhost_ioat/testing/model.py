@@ -77,7 +77,6 @@ class Device:
                 if entry.len == 0 or entry.len % 16 or entry.len // 16 > left:
                     raise BadRing(f"indirect table of {entry.len} bytes")
                 table, entries, n = entry.addr, entry.len // 16, 0
-                left = entries
                 continue
             if write_only and not entry.flags & WRITE:  # 2.7.4.2
                 raise BadRing("readable descriptor behind a writable one")
@@ -92,7 +91,7 @@ class Device:
                 return chain
             left, n = left - 1, entry.next
             if left == 0:
-                raise BadRing("chain is longer than its table, or loops")
+                raise BadRing("chain is longer than the ring, or loops")
 
     def push_used(self, head: int, n: int) -> None:
         """Give a chain back, `n` bytes written; shown by `publish`. 2.7.8."""

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command `vhost-ioat`, also as `python -m vhost_ioat`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; without the extra `cli`, say how to get it."""
+    try:
+        from .cli import app
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("typer", "rich"):
+            raise
+        sys.exit(f"vhost-ioat needs {missing.name} for its command line: pip install 'vhost-ioat[cli]'")
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line. Needs typer and rich, the extra `cli`."""
+
+from .app import app
+
+__all__ = ["app"]

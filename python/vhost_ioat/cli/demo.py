@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`vhost-ioat demo`: a port here, an embedded guest in a second process, and packets checked at both ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from ..guest import Guest
+from ..port import EthVhost
+from .format import count, rate, scaled
+from .stream import Receiver, Sender, Stream
+
+REFRESH = 0.25  # seconds
+PATIENCE = 10.0  # seconds without a packet after which what is missing counts as lost
+TO_GUEST, FROM_GUEST = 1, 2  # seeds
+
+
+@dataclass
+class Totals:
+    """One end's counts of one direction."""
+
+    packets: int = 0
+    bytes: int = 0
+    errors: int = 0
+    first_error: str = ""
+
+
+class End:
+    """One end of the demo: a sender and a receiver for each queue, and what they add up to."""
+
+    def __init__(self, queues: int, sends: int, receives: int) -> None:
+        self.senders = [Sender(Stream(sends * 1000 + queue)) for queue in range(queues)]
+        self.receivers = [Receiver(Stream(receives * 1000 + queue)) for queue in range(queues)]
+
+    def sent(self) -> Totals:
+        return Totals(sum(s.packets for s in self.senders), sum(s.bytes for s in self.senders))
+
+    def received(self) -> Totals:
+        return Totals(
+            sum(r.packets for r in self.receivers),
+            sum(r.bytes for r in self.receivers),
+            sum(r.errors for r in self.receivers),
+            next((r.first_error for r in self.receivers if r.errors), ""),
+        )
+
+
+def _guest_process(path: str, queues: int, parent: Connection) -> None:
+    """The second process. It is told "stop", and tells its totals every now and then and at the end."""
+    end = End(queues, FROM_GUEST, TO_GUEST)
+    sending, told = True, 0.0
+    expected: int | None = None
+    last_packet = time.monotonic()
+
+    def tell(finished: bool) -> None:
+        parent.send((finished, asdict(end.sent()), asdict(end.received())))
+
+    with Guest(path, queues=queues) as guest:
+        guest.connect(timeout=PATIENCE)
+        while True:
+            for queue in range(queues):
+                if sending:
+                    sender = end.senders[queue]
+                    sender.taken(guest.send(queue, sender.next_batch()))
+                packets = guest.recv(queue, 64)
+                end.receivers[queue].receive(packets)
+                if packets:
+                    last_packet = time.monotonic()
+            now = time.monotonic()
+            if now - told > REFRESH:
+                tell(finished=False)
+                told = now
+            if parent.poll():
+                message = parent.recv()
+                if message == "leave":
+                    return
+                sending, expected, last_packet = False, message, now
+                tell(finished=False)
+            received = end.received()
+            if expected is not None and (
+                received.packets + received.errors >= expected or now - last_packet > PATIENCE
+            ):
+                tell(finished=True)
+                expected = None
+
+
+class Demo:
+    """The port's end, and the guest's counts as it tells them."""
+
+    def __init__(self, port: EthVhost, guest: Connection, queues: int) -> None:
+        self.port, self.guest, self.queues = port, guest, queues
+        self.end = End(queues, TO_GUEST, FROM_GUEST)
+        self.guest_sent, self.guest_received = Totals(), Totals()
+        self.guest_finished = False
+        self.started = self.stopped = time.monotonic()
+
+    def exchange(self, sending: bool) -> bool:
+        """One round over all queues; True when packets came."""
+        came = False
+        for queue in range(self.queues):
+            if sending:
+                sender = self.end.senders[queue]
+                sender.taken(self.port.tx_burst(queue, sender.next_batch()))
+            burst = self.port.rx_burst(queue, 64)
+            if burst:
+                came = True
+                self.end.receivers[queue].receive(burst.tobytes(i) for i in range(len(burst)))
+        self.hear()
+        return came
+
+    def hear(self) -> None:
+        """Take the guest's counts."""
+        while self.guest.poll():
+            self.guest_finished, sent, received = self.guest.recv()
+            self.guest_sent, self.guest_received = Totals(**sent), Totals(**received)
+
+    def run(self, seconds: float, live: Live) -> None:
+        """Exchange packets for some time, then wait for those on their way."""
+        shown = self.started = time.monotonic()
+        while (now := time.monotonic()) - self.started < seconds:
+            self.exchange(sending=True)
+            if now - shown > REFRESH:
+                live.update(self.table())
+                shown = now
+        self.stopped = time.monotonic()
+        self.guest.send(self.end.sent().packets)
+        last_packet = time.monotonic()
+        while time.monotonic() - last_packet < PATIENCE:
+            if self.exchange(sending=False):
+                last_packet = time.monotonic()
+            received = self.end.received()
+            if self.guest_finished and received.packets + received.errors >= self.guest_sent.packets:
+                break
+        live.update(self.table())
+
+    def table(self) -> Table:
+        """What both ends have counted."""
+        seconds = max(self.stopped, time.monotonic() if self.stopped == self.started else self.stopped) - self.started
+        table = Table("direction", "sent", "received", "bytes", "rate", "errors")
+        for name, sent, received in (
+            ("port to guest", self.end.sent(), self.guest_received),
+            ("guest to port", self.guest_sent, self.end.received()),
+        ):
+            speed = rate(received.packets, received.bytes, seconds)
+            table.add_row(
+                name, *map(count, (sent.packets, received.packets, received.bytes)), speed, str(received.errors)
+            )
+        return table
+
+    def problems(self) -> list[str]:
+        """What went wrong; nothing if all held."""
+        found = []
+        stats = self.port.stats()
+        for name, sent, received in (
+            ("port to guest", self.end.sent(), self.guest_received),
+            ("guest to port", self.guest_sent, self.end.received()),
+        ):
+            if received.errors:
+                found.append(f"{name}: {received.errors} packets were wrong; the first: {received.first_error}")
+            if received.packets + received.errors != sent.packets:
+                found.append(f"{name}: {sent.packets} packets were sent, {received.packets + received.errors} came")
+            if not received.packets:
+                found.append(f"{name}: no packet came")
+        for counter in ("imissed", "ierrors", "oerrors"):
+            if getattr(stats, counter):
+                found.append(f"the port counts {counter} = {getattr(stats, counter)}")
+        if (sent_by_port := self.end.sent().packets) != stats.opackets:
+            found.append(f"the port counts {stats.opackets} packets published, {sent_by_port} were given to it")
+        return found
+
+
+def _summary(demo: Demo, console: Console) -> bool:
+    xstats = demo.port.xstats()
+
+    def total(name: str) -> int:
+        return sum(xstats.get(f"tx_q{queue}_{name}", 0) for queue in range(demo.queues))
+
+    engines = demo.port.info().engines
+    if engines:
+        console.print(
+            f"copied by {engines[0].description}: {scaled(total('dma_bytes'), 'B')} in {count(total('dma_completed'))} "
+            f"copies, {total('dma_errors')} errors; by the CPU: {scaled(total('cpu_bytes'), 'B')}",
+            highlight=False,
+        )
+    else:
+        console.print(f"copied by the CPU: {scaled(total('cpu_bytes'), 'B')}", highlight=False)
+    problems = demo.problems()
+    for problem in problems:
+        console.print(f"[red]{problem}[/red]", highlight=False)
+    if not problems:
+        console.print("[green]every packet came once, in order, and unaltered[/green]")
+    return not problems
+
+
+def run(seconds: float, queues: int, engine: bool, console: Console) -> bool:
+    """Run the demo; True when every packet came once, in order and unaltered, both ways."""
+    ioats: Any = {queue: f"sw{queue}" for queue in range(queues)} if engine else {}
+    context = multiprocessing.get_context("spawn")  # a forked child must not use the parent's port
+    with TemporaryDirectory(prefix="vhost-ioat-") as directory:
+        path = str(Path(directory) / "demo.sock")
+        console.print(f"a port and an embedded guest (a process of its own) over {path}, for {seconds:g} s")
+        with EthVhost(path, queues=queues, ioats=ioats) as port:
+            ours, theirs = context.Pipe()
+            guest = context.Process(target=_guest_process, args=(path, queues, theirs), daemon=True)
+            guest.start()
+            theirs.close()
+            try:
+                if not port.wait_link(timeout=PATIENCE):
+                    console.print(f"[red]the guest did not come within {PATIENCE:g} s[/red]")
+                    return False
+                demo = Demo(port, ours, queues)
+                with Live(demo.table(), console=console, auto_refresh=False) as live:
+                    demo.run(seconds, live)
+                    live.refresh()
+                held = _summary(demo, console)
+                ours.send("leave")
+                guest.join(PATIENCE)
+                return held and guest.exitcode == 0
+            finally:
+                if guest.is_alive():
+                    guest.terminate()
+                    guest.join()

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""State machine for a vhost-user back end: a front end that sends anything, in any order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from . import strategies
+from .frontend import Message, RawFrontend, u64, vring, vring_addr
+
+__all__ = ["SessionMachine"]
+
+UVA = 0x7F00_0000_0000  # what the front end calls the start of its memory
+RING_SIZE = 256
+
+
+class SessionMachine(RuleBasedStateMachine):
+    """Checks a vhost-user back end that listens on a socket, in this process or another.
+
+    Subclass it and override `open_backend` and `close_backend`; `count_fds` too when it runs in another process. After
+    every step the back end must be alive, and the session must answer or be closed; between two sessions it must have
+    given back every file descriptor.
+    """
+
+    def open_backend(self) -> str:
+        """Start the back end; the path of its socket."""
+        raise NotImplementedError
+
+    def close_backend(self) -> None:
+        """Stop the back end."""
+
+    def count_fds(self) -> int:
+        """File descriptors open in the back end's process."""
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    @initialize()
+    def set_up(self) -> None:
+        """Start the back end, and count what a session without any message costs."""
+        self.path = self.open_backend()
+        self.frontend = RawFrontend(self.path)
+        assert self.frontend.is_answering()
+        self.fds = self.count_fds()
+
+    def reconnect(self) -> None:
+        """Leave, come again, and see that nothing of the last session is left."""
+        self.frontend.close()
+        self.frontend = RawFrontend(self.path)
+        assert self.frontend.is_answering(), "the back end does not answer a new front end"
+        assert self.count_fds() == self.fds, "the last session left file descriptors open"
+
+    @rule(message=strategies.messages())
+    def send(self, message: Message) -> None:
+        """Any message; when its size lies about its payload, the stream is lost and so is the session."""
+        try:
+            self.frontend.send(message)
+        except ConnectionError:
+            self.reconnect()
+            return
+        if message.size is not None and message.size != len(message.payload):
+            self.reconnect()
+
+    @rule(message=strategies.messages(), part=st.floats(0, 1, exclude_max=True))
+    def send_part(self, message: Message, part: float) -> None:
+        """A message that ends somewhere, and the front end with it."""
+        content = message.encode()
+        try:
+            self.frontend.socket.sendall(content[: int(part * len(content))])
+        finally:
+            self.reconnect()
+
+    @rule(features=st.integers(0, 2**64 - 1), protocol=st.none() | st.integers(0, 2**64 - 1))
+    def negotiate(self, features: int, protocol: int | None) -> None:
+        """A proper start, with any part of what is offered."""
+        try:
+            self.frontend.negotiate(features, protocol)
+        except ConnectionError:
+            self.reconnect()
+
+    @rule(index=st.integers(0, 3), avail=st.integers(0, 2**16 - 1))
+    def start_ring(self, index: int, avail: int) -> None:
+        """Memory, and one ring at any index in it, running and enabled."""
+        frontend = self.frontend
+        try:
+            frontend.share_memory(uva=UVA)
+            frontend.tell("SET_VRING_NUM", vring(index, RING_SIZE))
+            frontend.tell("SET_VRING_ADDR", vring_addr(index, UVA, UVA + 0x1000, UVA + 0x2000))
+            frontend.tell("SET_VRING_BASE", vring(index, avail))
+            frontend.tell("SET_VRING_CALL", u64(index), ["eventfd"])
+            frontend.tell("SET_VRING_KICK", u64(index), ["eventfd"])
+            frontend.tell("SET_VRING_ENABLE", vring(index, 1))
+        except ConnectionError:
+            self.reconnect()
+
+    @rule()
+    def come_again(self) -> None:
+        """Leave and come again."""
+        self.reconnect()
+
+    @invariant()
+    def is_answering_or_closed(self) -> None:
+        """The session answers GET_FEATURES, or the back end has closed it."""
+        if not self.frontend.is_answering():
+            self.reconnect()
+
+    def teardown(self) -> None:
+        """Check once more that nothing is left, and stop the back end."""
+        if hasattr(self, "frontend"):
+            try:
+                self.reconnect()
+            finally:
+                self.frontend.close()
+        self.close_backend()
