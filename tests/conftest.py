@@ -6,8 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import hypothesis
@@ -62,13 +61,6 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _no_skips(report)
     return report
-
-
-@pytest.fixture
-def sock() -> Iterator[str]:
-    """Path of a socket that does not exist yet, short enough for a socket address whatever the test is called."""
-    with tempfile.TemporaryDirectory(prefix="vi-") as directory:
-        yield f"{directory}/s"
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ MODULES = [
     "virtio_net",
 ]
 
-# No interactive shell: it edits lines, and takes the moment in which it switches the terminal's mode for the end of input.
+# No interactive shell: it edits lines, and sees an end of input while it switches the terminal's mode.
 INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp
 /bin/busybox --install -s /bin

@@ -37,10 +37,10 @@ def test_echo_script_is_under_forty_lines() -> None:
 
 @pytest.mark.parametrize("queues", [1, 2])
 @pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
-def test_every_ping_is_answered(initramfs: Path, sock: str, client: bool, queues: int) -> None:
+def test_every_ping_is_answered(initramfs: Path, socket_path: str, client: bool, queues: int) -> None:
     with contextlib.ExitStack() as stack:
-        stack.enter_context(script(ECHO, f"iface={sock},client={int(client)},queues={queues}"))
-        guest = stack.enter_context(LinuxGuest(initramfs, Nic(sock, server=client, queues=queues), cpus=queues))
+        stack.enter_context(script(ECHO, f"iface={socket_path},client={int(client)},queues={queues}"))
+        guest = stack.enter_context(LinuxGuest(initramfs, Nic(socket_path, server=client, queues=queues), cpus=queues))
         guest.wait_booted()
         guest.up("10.0.0.2/24", mtu=9000)
         for size in (56, 1400, 8000):
@@ -48,8 +48,8 @@ def test_every_ping_is_answered(initramfs: Path, sock: str, client: bool, queues
         guest.power_off()
 
 
-def test_mtu_reaches_the_guest_through_the_device(initramfs: Path, sock: str) -> None:
-    with script(ECHO, f"iface={sock}"), LinuxGuest(initramfs, Nic(sock, host_mtu=9000)) as guest:
+def test_mtu_reaches_the_guest_through_the_device(initramfs: Path, socket_path: str) -> None:
+    with script(ECHO, f"iface={socket_path}"), LinuxGuest(initramfs, Nic(socket_path, host_mtu=9000)) as guest:
         guest.wait_booted()
         assert guest.run("cat /sys/class/net/eth0/mtu").strip() == "9000"
         guest.up("10.0.0.2/24", mtu=9000)
@@ -57,11 +57,11 @@ def test_mtu_reaches_the_guest_through_the_device(initramfs: Path, sock: str) ->
         guest.power_off()
 
 
-def test_guest_reboots_and_pings_again(initramfs: Path, sock: str) -> None:
+def test_guest_reboots_and_pings_again(initramfs: Path, socket_path: str) -> None:
     """The same script serves one VM after the other."""
-    with script(ECHO, f"iface={sock}"):
+    with script(ECHO, f"iface={socket_path}"):
         for _ in range(2):
-            with LinuxGuest(initramfs, Nic(sock)) as guest:
+            with LinuxGuest(initramfs, Nic(socket_path)) as guest:
                 guest.wait_booted()
                 guest.up("10.0.0.2/24")
                 assert guest.ping("10.0.0.1") == 5
@@ -71,9 +71,9 @@ MEGABYTES = 64
 
 
 @pytest.mark.parametrize("queues", [1, 2])
-def test_guests_transfer_a_file_over_tcp_through_the_switch(initramfs: Path, sock: str, queues: int) -> None:
+def test_guests_transfer_a_file_over_tcp_through_the_switch(initramfs: Path, socket_path: str, queues: int) -> None:
     """Checksums and segmentation stay requests all the way: the packets between the guests are longer than the MTU."""
-    sockets = [f"{sock}{index}" for index in range(2)]
+    sockets = [f"{socket_path}{index}" for index in range(2)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(script(EXAMPLES / "learning_switch.py", *(f"iface={s},queues={queues}" for s in sockets)))
         sender, receiver = (

@@ -19,11 +19,11 @@ FACTORS = {"size": (64, 1518, 9000), "queues": (1, 2), "server": (False, True), 
 
 
 @pytest.mark.parametrize("setting", matrix.pairwise(FACTORS), ids=matrix.name)
-def test_packets_come_back_in_order_and_unaltered(setting: matrix.Setting, sock: str) -> None:
-    echo(sock, **setting)
+def test_packets_come_back_in_order_and_unaltered(setting: matrix.Setting, socket_path: str) -> None:
+    echo(socket_path, **setting)
 
 
-def echo(sock: str, *, size: int, queues: int, server: bool, ring_size: int) -> None:
+def echo(socket_path: str, *, size: int, queues: int, server: bool, ring_size: int) -> None:
     rng = random.Random(size)
     sent = [[rng.randbytes(size) for _ in range(500)] for _ in range(queues)]
     received: list[list[bytes]] = [[] for _ in range(queues)]
@@ -32,10 +32,10 @@ def echo(sock: str, *, size: int, queues: int, server: bool, ring_size: int) -> 
         args += ["--mbuf-size=10240", "--total-num-mbufs=4096"]
     with contextlib.ExitStack() as stack:
         # whoever listens must be there first
-        guest = Guest(sock, queues=queues, server=server, ring_size=ring_size, mtu=max(size, 1500))
+        guest = Guest(socket_path, queues=queues, server=server, ring_size=ring_size, mtu=max(size, 1500))
         if server:
             stack.enter_context(guest)
-        back = stack.enter_context(Testpmd(net_vhost(sock, queues=queues, client=server), args=args))
+        back = stack.enter_context(Testpmd(net_vhost(socket_path, queues=queues, client=server), args=args))
         if not server:
             stack.enter_context(guest)
         guest.connect(timeout=10)

@@ -29,7 +29,7 @@ FACTORS = {
 
 
 def loop(
-    sock: str, folder: Path, size: int, queues: int, mrg_rxbuf: int, in_order: int, client: bool, ring: int
+    socket_path: str, folder: Path, size: int, queues: int, mrg_rxbuf: int, in_order: int, client: bool, ring: int
 ) -> None:
     """net_pcap -> virtio-user -> our loop -> virtio-user -> net_pcap, and the two files are compared."""
     rng = random.Random(size + ring)
@@ -37,14 +37,14 @@ def loop(
     for queue, packets in enumerate(sent):
         pcap.write(folder / f"in{queue}", packets)
     files = ",".join(f"rx_pcap={folder}/in{queue},tx_pcap={folder}/out{queue}" for queue in range(queues))
-    card = virtio_user(sock, queues=queues, server=client, ring=ring, mrg_rxbuf=mrg_rxbuf, in_order=in_order)
+    card = virtio_user(socket_path, queues=queues, server=client, ring=ring, mrg_rxbuf=mrg_rxbuf, in_order=in_order)
     # Two forwarding threads and patient senders: testpmd must be able to receive while it waits for room to send.
     args = [f"--rxq={queues}", f"--txq={queues}", f"--rxd={ring}", f"--txd={ring}", "--nb-cores=2", "--no-flush-rx"]
     if size > 1518 and not mrg_rxbuf:
         args += ["--mbuf-size=10240", "--total-num-mbufs=4096"]  # the later option counts
 
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(vhost_ioat.EthVhost(sock, queues=queues, client=client))
+        port = stack.enter_context(vhost_ioat.EthVhost(socket_path, queues=queues, client=client))
         front = stack.enter_context(Testpmd(card, f"net_pcap0,{files}", args=args))
         assert port.wait_link(timeout=10)
         stack.enter_context(Forwarder(port, queues))
@@ -67,14 +67,14 @@ def loop(
 
 
 @pytest.mark.parametrize("setting", matrix.pairwise(FACTORS), ids=matrix.name)
-def test_loops_all_packets_in_order_and_unaltered(setting: matrix.Setting, sock: str, tmp_path: Path) -> None:
-    loop(sock, tmp_path, **setting)
+def test_loops_all_packets_in_order_and_unaltered(setting: matrix.Setting, socket_path: str, tmp_path: Path) -> None:
+    loop(socket_path, tmp_path, **setting)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("setting", matrix.product(FACTORS), ids=matrix.name)
-def test_loops_all_packets_in_every_setting(setting: matrix.Setting, sock: str, tmp_path: Path) -> None:
-    loop(sock, tmp_path, **setting)
+def test_loops_all_packets_in_every_setting(setting: matrix.Setting, socket_path: str, tmp_path: Path) -> None:
+    loop(socket_path, tmp_path, **setting)
 
 
 def test_the_short_matrix_is_short() -> None:
@@ -82,12 +82,12 @@ def test_the_short_matrix_is_short() -> None:
 
 
 @pytest.mark.parametrize("queues", [1, 2])
-def test_circulating_packets_are_conserved(sock: str, queues: int) -> None:
+def test_circulating_packets_are_conserved(socket_path: str, queues: int) -> None:
     """256 packets a queue go round under load; when the music stops, all of them are still there."""
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(vhost_ioat.EthVhost(sock, queues=queues))
+        port = stack.enter_context(vhost_ioat.EthVhost(socket_path, queues=queues))
         front = stack.enter_context(
-            Testpmd(virtio_user(sock, queues=queues), forward="mac", args=[f"--rxq={queues}", f"--txq={queues}"])
+            Testpmd(virtio_user(socket_path, queues=queues), forward="mac", args=[f"--rxq={queues}", f"--txq={queues}"])
         )
         assert port.wait_link(timeout=10)
         stack.enter_context(Forwarder(port, queues))
@@ -109,10 +109,10 @@ def test_circulating_packets_are_conserved(sock: str, queues: int) -> None:
 
 
 @pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
-def test_killed_front_end_comes_back_ten_times(sock: str, client: bool) -> None:
-    with vhost_ioat.EthVhost(sock, client=client) as port, Forwarder(port):
+def test_killed_front_end_comes_back_ten_times(socket_path: str, client: bool) -> None:
+    with vhost_ioat.EthVhost(socket_path, client=client) as port, Forwarder(port):
         for _ in range(10):
-            with Testpmd(virtio_user(sock, server=client), forward="mac") as front:
+            with Testpmd(virtio_user(socket_path, server=client), forward="mac") as front:
                 assert port.wait_link(timeout=10)
                 before = port.stats().ipackets
                 front.command("start tx_first 4")
@@ -120,12 +120,12 @@ def test_killed_front_end_comes_back_ten_times(sock: str, client: bool) -> None:
             assert port.wait_link(up=False, timeout=10)
 
 
-def test_restarted_back_end_finds_its_front_end_ten_times(sock: str) -> None:
+def test_restarted_back_end_finds_its_front_end_ten_times(socket_path: str) -> None:
     """virtio-user waits for a new back end when it is the server (as its client it does not come back)."""
-    with Testpmd(virtio_user(sock, server=True), forward="mac") as front:
+    with Testpmd(virtio_user(socket_path, server=True), forward="mac") as front:
         front.command("start tx_first 4")
         for _ in range(10):
-            with vhost_ioat.EthVhost(sock, client=True) as port, Forwarder(port):
+            with vhost_ioat.EthVhost(socket_path, client=True) as port, Forwarder(port):
                 assert port.wait_link(timeout=10)
                 front.command("stop")
                 front.command("start tx_first 4")  # what was on its way is lost with the back end

@@ -20,7 +20,7 @@ GUEST = """
 import vhost_ioat.guest
 
 def main():
-    with vhost_ioat.guest.Guest({sock!r}, server={server}) as guest:
+    with vhost_ioat.guest.Guest({socket_path!r}, server={server}) as guest:
         guest.connect(timeout=30)
         while True:
             guest.send(0, [{packet!r}] * 8)
@@ -33,7 +33,7 @@ import vhost_ioat.guest
 def main():
     while True:
         try:
-            with vhost_ioat.guest.Guest({sock!r}, server={server}) as guest:
+            with vhost_ioat.guest.Guest({socket_path!r}, server={server}) as guest:
                 guest.connect(timeout=30)
                 while True:
                     guest.send(0, [{packet!r}] * 8)
@@ -46,16 +46,16 @@ PORT = """
 import vhost_ioat
 
 def main():
-    with vhost_ioat.EthVhost({sock!r}, client={client}) as port:
+    with vhost_ioat.EthVhost({socket_path!r}, client={client}) as port:
         while True:
             port.tx_burst(0, port.rx_burst(0, 64))
 """
 
 
 @pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
-def test_guest_killed_under_traffic(sock: str, client: bool) -> None:
-    code = GUEST.format(sock=sock, server=client, packet=PACKET)
-    with Nursery(code) as guests, vhost_ioat.EthVhost(sock, client=client) as port:
+def test_guest_killed_under_traffic(socket_path: str, client: bool) -> None:
+    code = GUEST.format(socket_path=socket_path, server=client, packet=PACKET)
+    with Nursery(code) as guests, vhost_ioat.EthVhost(socket_path, client=client) as port:
         start = None
         for life in range(TIMES):
             guests.start()
@@ -78,11 +78,11 @@ def test_guest_killed_under_traffic(sock: str, client: bool) -> None:
 
 
 @pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
-def test_port_killed_under_traffic(sock: str, client: bool) -> None:
-    with Nursery(PORT.format(sock=sock, client=client)) as ports:
+def test_port_killed_under_traffic(socket_path: str, client: bool) -> None:
+    with Nursery(PORT.format(socket_path=socket_path, client=client)) as ports:
         start = None
         for life in range(TIMES):
-            with Guest(sock, server=client) as guest:
+            with Guest(socket_path, server=client) as guest:
                 ports.start()
                 guest.connect(timeout=20)
                 received = 0
@@ -95,18 +95,22 @@ def test_port_killed_under_traffic(sock: str, client: bool) -> None:
                     assert time.monotonic() < deadline, f"life {life}: {received} packets came back"
                 ports.kill()
                 with pytest.raises(vhost_ioat.Disconnected):
-                    while time.monotonic() < deadline:
-                        guest.send(0, [PACKET])
-                        guest.recv(0)
+                    talk_until(guest, deadline)
             if life == 0:
                 start = resources()
         assert resources() == start
 
 
+def talk_until(guest: Guest, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        guest.send(0, [PACKET])
+        guest.recv(0)
+
+
 @pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
-def test_port_stopped_and_started_under_traffic(sock: str, client: bool) -> None:
-    code = RETURNING_GUEST.format(sock=sock, server=client, packet=PACKET)
-    with Nursery(code) as guests, vhost_ioat.EthVhost(sock, client=client) as port:
+def test_port_stopped_and_started_under_traffic(socket_path: str, client: bool) -> None:
+    code = RETURNING_GUEST.format(socket_path=socket_path, server=client, packet=PACKET)
+    with Nursery(code) as guests, vhost_ioat.EthVhost(socket_path, client=client) as port:
         guests.start()
         start = None
         for life in range(TIMES):
