@@ -62,13 +62,13 @@ class EthVhost(_core.Port):
             client=devargs.client,
             features=devargs.features,
             ioats=dict(devargs.ioats),
-            ioat_threshold=0 if devargs.ioat_threshold == "auto" else max(1, devargs.ioat_threshold),
+            ioat_threshold=None if devargs.ioat_threshold == "auto" else max(1, devargs.ioat_threshold),
             ioat_fallback=devargs.ioat_fallback,
             publish=devargs.publish,
             sw_mode=devargs.sw_mode,
             socket_mode=devargs.socket_mode,
             mempool=devargs.mempool,
-            max_guest_mem=devargs.max_guest_mem or 0,
+            max_guest_mem=devargs.max_guest_mem,
         )
         _open_ports.add(self)
 
@@ -151,12 +151,11 @@ class EthVhost(_core.Port):
         self._write_log()
         raw = self._info()
         return PortInfo(
-            driver="eth_vhost_ioat",
+            driver=raw["driver"],
             name=self.name,
             iface=self.devargs.iface,
             queues=self.devargs.queues,
             client=self.devargs.client,
-            connected=raw["connected"],
             features=raw["features"],
             protocol_features=raw["protocol_features"],
             mtu=raw["mtu"],
@@ -173,7 +172,7 @@ class EthVhost(_core.Port):
         """
         events = self._events(timeout)
         self._write_log()
-        return [Event(kind, queue if queue >= 0 else None, *state) for kind, queue, *state in events]
+        return [Event(*event) for event in events]
 
     def _write_log(self) -> None:
         # Messages come from the control thread, which must not run Python code; and a logging handler may not expect

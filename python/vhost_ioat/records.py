@@ -72,10 +72,9 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A piece of guest memory the port has mapped: guest-physical address, front-end address, bytes."""
+    """A piece of guest memory the port has mapped: guest-physical address and bytes."""
 
     gpa: int
-    uva: int
     size: int
 
 
@@ -87,20 +86,14 @@ class Ring:
         index: 2N is txq N, 2N+1 is rxq N.
         size: Entries.
         started, enabled: As the front end said.
-        running: Packets move: started, enabled, its addresses are in guest memory, and it is not broken.
-        last_avail: Index of the next chain to take.
-        used: Index of the next chain to give back.
-        broken: Which rule its driver broke, or "".
+        broken: Which rule its driver broke, in a sentence, or None.
     """
 
     index: int
     size: int
     started: bool
     enabled: bool
-    running: bool
-    last_avail: int
-    used: int
-    broken: str
+    broken: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +104,17 @@ class Engine:
         queue: Number of the tx queue.
         name: As in the devargs, "0000:00:04.0" or "sw0".
         description: What it is.
-        state: "ok", or what is being done about it.
         hardware: False for a software engine.
-        ring_size: Descriptors.
-        fallback: Why the device asked for is not the one in use, or "".
+        active: False while the CPU copies for it.
+        state: "ok", or what is wrong with it.
     """
 
     queue: int
     name: str
     description: str
-    state: str
     hardware: bool
-    ring_size: int
-    fallback: str
+    active: bool
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +124,13 @@ class PortInfo:
     Attributes:
         driver: Name of the driver.
         name, iface, queues, client: As in the devargs.
-        connected: A front end is connected; the link may still be down.
         features: Virtio feature bits negotiated with the driver, as a mask; 0 without a front end.
         protocol_features: vhost-user protocol feature bits negotiated with the front end, as a mask.
         mtu: What the front end said with NET_SET_MTU, or 0.
         regions: Guest memory.
         rings: The vrings the front end has set up.
         engines: The DMA engines, one for each tx queue that has one.
-        last_error: The last thing that went wrong, in a sentence, or "".
+        last_error: The last thing that went wrong, in a sentence, or None.
     """
 
     driver: str
@@ -148,14 +138,13 @@ class PortInfo:
     iface: str
     queues: int
     client: bool
-    connected: bool
     features: int
     protocol_features: int
     mtu: int
     regions: tuple[Region, ...]
     rings: tuple[Ring, ...]
     engines: tuple[Engine, ...]
-    last_error: str
+    last_error: str | None
 
 
 @dataclass(frozen=True, slots=True)

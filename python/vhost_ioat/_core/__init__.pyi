@@ -47,14 +47,14 @@ class _Stats(TypedDict):
     q_errors: tuple[int, ...]
 
 class _Info(TypedDict):  # the tuples are the fields of records.Region, Ring and Engine, in their order
-    connected: bool
+    driver: str
     features: int
     protocol_features: int
     mtu: int
-    regions: list[tuple[int, int, int]]
-    rings: list[tuple[int, int, bool, bool, bool, int, int, str]]
-    engines: list[tuple[int, str, str, str, bool, int, str]]
-    last_error: str
+    regions: list[tuple[int, int]]
+    rings: list[tuple[int, int, bool, bool, str | None]]
+    engines: list[tuple[int, str, str, bool, bool, str]]
+    last_error: str | None
 
 class Port:
     def __init__(
@@ -66,13 +66,13 @@ class Port:
         client: bool,
         features: int,
         ioats: dict[int, str],
-        ioat_threshold: int,  # 0: measured
+        ioat_threshold: int | None,
         ioat_fallback: bool,
         publish: str,
         sw_mode: str,
         socket_mode: int,
         mempool: int,
-        max_guest_mem: int,  # 0: physical memory
+        max_guest_mem: int | None,
     ) -> None: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -93,7 +93,7 @@ class Port:
     def _stats(self) -> _Stats: ...
     def _link(self) -> tuple[bool, int, bool]: ...
     def _info(self) -> _Info: ...
-    def _events(self, timeout: float) -> list[tuple[str, int, bool, bool, str]]: ...  # queue -1: the port
+    def _events(self, timeout: float) -> list[tuple[str, int | None, bool, bool, str]]: ...
     def _messages(self) -> list[tuple[int, str]]: ...  # logging level, text
     def _state(self) -> str: ...  # "stopped", "listening", "connecting", "up", "closed"
 

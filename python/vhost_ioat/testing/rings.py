@@ -224,9 +224,11 @@ class RingMachine(_Bench):
 class HostileRingMachine(_Bench):
     """A driver that writes anything anywhere in guest memory, at any time between two calls of the ring under test.
 
-    Checked: no call raises, buffers lie within guest memory, readable and writable ones are told apart, a chain is not
-    longer than the ring, `broken` is sticky and ends the traffic, and only the used ring is written.
+    Checked: buffers lie within guest memory, a chain is not longer than the ring, and once the ring is `broken` it
+    stays so, for the same reason, and gives no chain any more. A broken ring may raise `FAULTS`, nothing else may.
     """
+
+    FAULTS: tuple[type[Exception], ...] = ()
 
     @initialize(
         size=strategies.ring_sizes(64),
@@ -239,10 +241,16 @@ class HostileRingMachine(_Bench):
         self.broken: str | None = None
         self.heads: list[int] = []
 
-    def check_broken(self) -> None:
-        """Once broken, broken with the same reason."""
+    def ask(self, call: Callable[[], T]) -> T | None:
+        """Call the ring under test; None when it raised because it is broken."""
+        try:
+            result = call()
+        except self.FAULTS:
+            assert self.ring.broken is not None
+            result = None
         assert self.broken is None or self.ring.broken == self.broken
         self.broken = self.ring.broken
+        return result
 
     @rule(chain=strategies.chains(DATA_BYTES), indirect=st.booleans())
     def add(self, chain: tuple[list[tuple[int, int]], list[tuple[int, int]]], indirect: bool) -> None:
@@ -276,10 +284,9 @@ class HostileRingMachine(_Bench):
     @rule()
     def pop(self) -> None:
         """Let the device take one chain, if it can."""
-        chain = self.ring.pop()
-        self.check_broken()
-        assert self.broken is None or chain is None
+        chain = self.ask(self.ring.pop)
         if chain is not None:
+            assert self.broken is None
             assert chain.head < self.view.size
             assert len(chain.readable) + len(chain.writable) <= self.view.size
             for gpa, n in [*chain.readable, *chain.writable]:
@@ -290,7 +297,7 @@ class HostileRingMachine(_Bench):
     def give_back(self, n: int) -> None:
         """Let the device give a chain back with any length."""
         if self.heads:
-            self.ring.push_used(self.heads.pop(), n)
-        self.ring.publish()
-        self.ring.should_notify()
-        self.check_broken()
+            head = self.heads.pop()
+            self.ask(lambda: self.ring.push_used(head, n))
+        self.ask(self.ring.publish)
+        self.ask(self.ring.should_notify)
