@@ -86,8 +86,8 @@ void IoatEngine::map(void* host, size_t size) {
     throw DmaError(format("%s: %zu bytes at %p are empty or overlap memory that is mapped already",
                           capabilities_.name.c_str(), size, host));
   }
-  mappings_.reserve(mappings_.size() + 1);
   const auto index = place - mappings_.begin();
+  mappings_.reserve(mappings_.size() + 1);  // so that nothing can fail once the device has the mapping
   const uint64_t iova = pick_iova(mapping.host, size);
   space_->map(iova, host, size);
   mappings_.insert(mappings_.begin() + index, Mapping{mapping.host, size, iova});
