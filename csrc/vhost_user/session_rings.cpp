@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include <fcntl.h>
-
 #include <bit>
 #include <cinttypes>
-#include <string_view>
-#include <system_error>
 #include <utility>
 
 #include "base/error.hpp"
+#include "base/peer_fd.hpp"
 #include "vhost_user/session.hpp"
 
 namespace vhost_ioat::vhost_user {
@@ -16,24 +13,6 @@ namespace {
 constexpr uint32_t max_ring_size = 32768;  // VIRTIO 1.2, 2.7
 
 RingSet only(uint32_t ring) { return RingSet().set(ring); }
-
-/// Writing to anything but an eventfd could block, or worse; the kernel says what an fd is in /proc.
-bool is_eventfd(int fd) {
-  char path[48], text[512];
-  std::snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
-  const UniqueFd info(::open(path, O_RDONLY | O_CLOEXEC));
-  if (!info) throw std::system_error(errno, std::generic_category(), "cannot tell whether it is an eventfd: open /proc");
-  const ssize_t n = ::read(info.get(), text, sizeof text);
-  return n > 0 && std::string_view(text, static_cast<size_t>(n)).find("eventfd-count") != std::string_view::npos;
-}
-
-/// The flag belongs to the file and so to both sides; front ends make their eventfds non-blocking anyway.
-void make_non_blocking(int fd) {
-  const int flags = ::fcntl(fd, F_GETFL);
-  if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
-    throw std::system_error(errno, std::generic_category(), "cannot make an eventfd non-blocking");
-  }
-}
 
 void check_aligned(const char* what, uint64_t address, uint64_t alignment) {
   if (address % alignment == 0) return;
@@ -117,11 +96,7 @@ void BackendSession::set_vring_fd(UniqueFd Vring::*which) {
     throw Error(format("ring %u: bit 8 says there is %s, but there is %s", ring, none ? "no fd" : "an fd",
                        none ? "one" : "none"));
   }
-  if (!none) {
-    const int fd = request_->fds[0].get();
-    if (!is_eventfd(fd)) throw Error(format("ring %u: the fd is not an eventfd; anything else could block", ring));
-    make_non_blocking(fd);
-  }
+  if (!none) adopt_eventfd(request_->fds[0].get());
   when_held(only(ring), [this, ring, which, none] {
     Vring& vring = state_.vrings[ring];
     vring.*which = none ? UniqueFd() : std::move(request_->fds[0]);

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <unistd.h>
+
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "doctest/doctest.h"
+#include "open_fds.hpp"
+#include "session_bench.hpp"
+
+using namespace vhost_ioat;
+using namespace vhost_ioat::testing;
+using Next = BackendSession::Next;
+
+namespace {
+
+constexpr uint64_t page = 0x1000;
+
+size_t mappings() {
+  std::ifstream maps("/proc/self/maps");
+  size_t lines = 0;
+  for (std::string line; std::getline(maps, line); ++lines) {
+  }
+  return lines;
+}
+
+}  // namespace
+
+TEST_CASE("session memory: a table maps what it says and replaces the one before") {
+  SessionBench bench;
+  GuestFile file(4 * page);
+  file.mapping->data()[page] = 0x5a;
+  REQUIRE(bench.send(file.table({{0, page, 0x70000, 0}, {0x100000, 2 * page, 0x90000, page}})) == Next::proceed);
+  CHECK(bench.device.released.back() == RingSet(0xf));
+  const memory::Region* hint = nullptr;
+  const uint8_t* byte = bench.session.state().memory->translate(0x100000, 2 * page, hint);
+  REQUIRE(byte);
+  CHECK(*byte == 0x5a);
+  CHECK(bench.session.state().memory->translate_uva(0x90000, 1) == byte);
+
+  REQUIRE(bench.send(file.table({{0, page, 0x70000, 0}})) == Next::proceed);
+  CHECK(bench.session.state().memory->regions().size() == 1);
+  CHECK(bench.device.memory == bench.session.state().memory);
+  REQUIRE(bench.send(file.table({})) == Next::proceed);
+  CHECK(bench.session.state().memory->regions().empty());
+}
+
+TEST_CASE("session memory: a table that cannot be had leaves the old one, no mapping and no fd behind") {
+  SessionBench bench({.queue_pairs = 1, .max_guest_mem = 16 * page});
+  bench.negotiate();
+  GuestFile file(16 * page);
+  REQUIRE(bench.send(file.table({{0, page, 0x70000, 0}})) == Next::proceed);
+  const size_t fds = open_fds(), maps = mappings();
+  const auto refused = [&](const std::vector<wire::MemRegion>& regions, const char* why) {
+    bench.refused(file.table(regions), why);
+    CHECK(bench.session.state().memory->regions().size() == 1);
+  };
+  refused({{0, 0, 0x70000, 0}}, "");
+  refused({{0, page, 0x70000, 0}, {page - 1, page, 0x90000, 0}}, "overlap in GPA");
+  refused({{0, page, 0x70000, 0}, {page, page, 0x70000, 0}}, "overlap in front-end addresses");
+  refused({{UINT64_MAX - page + 2, page, 0, 0}}, "wraps");
+  refused({{0, page, UINT64_MAX - page + 2, 0}}, "wraps");
+  refused({{0, 2 * page, 0, 15 * page}}, "ends behind its file");
+  refused({{0, page, 0, UINT64_MAX - page + 1}}, "ends behind its file");
+  refused({{0, uint64_t{1} << 40, 0, 0}}, "max_guest_mem");
+  refused({{0, UINT64_MAX, 0, 0}, {1, UINT64_MAX, 0, 0}}, "max_guest_mem");
+  refused({{0, 8 * page, 0, 0}, {8 * page, 9 * page, 0x90000, 0}}, "max_guest_mem");
+  Message pipes(Request::SET_MEM_TABLE, wire::MemTable{1, 0, {{0, page, 0, 0}}});
+  pipes.size = wire::mem_table_size(1);
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  pipes.fds.emplace_back(ends[0]);
+  ::close(ends[1]);
+  bench.refused(std::move(pipes), "file system");
+  CHECK(open_fds() == fds);
+  CHECK(mappings() == maps);
+}
+
+TEST_CASE("session memory: 509 regions are added one by one, the next is refused, and each can go") {
+  SessionBench bench;
+  bench.negotiate();
+  GuestFile file(page);
+  const size_t fds = open_fds();
+  const auto region = [](uint64_t i) { return wire::MemRegion{i * page, page, 0x40000000 + i * page, 0}; };
+  for (uint64_t i = 0; i < 509; ++i) REQUIRE(bench.send(file.add(region(i))) == Next::proceed);
+  bench.refused(file.add(region(509)), "all 509 memory slots are taken");
+  CHECK(open_fds() == fds);
+
+  wire::MemRegion wrong = region(5);
+  wrong.uva += page;
+  bench.refused(Message(Request::REM_MEM_REG, wire::SingleMemRegion{0, wrong}), "no memory region");
+  wrong = region(5);
+  wrong.size -= 1;
+  bench.refused(Message(Request::REM_MEM_REG, wire::SingleMemRegion{0, wrong}), "no memory region");
+  for (uint64_t i = 0; i < 509; ++i) {
+    wire::MemRegion gone = region(508 - i);
+    gone.mmap_offset = 0xdeadbeef;  // says nothing here
+    Message message(Request::REM_MEM_REG, wire::SingleMemRegion{0, gone});
+    if (i % 2) message.fds.push_back(file.fd());  // may come, is closed
+    REQUIRE(bench.send(std::move(message)) == Next::proceed);
+  }
+  CHECK(bench.session.state().memory->regions().empty());
+  CHECK(open_fds() == fds);
+}
+
+TEST_CASE("session memory: the limit counts what is there already") {
+  SessionBench bench({.queue_pairs = 1, .max_guest_mem = 3 * page});
+  bench.negotiate();
+  GuestFile file(2 * page);
+  REQUIRE(bench.send(file.add({0, 2 * page, 0, 0})) == Next::proceed);
+  bench.refused(file.add({2 * page, 2 * page, 2 * page, 0}), "max_guest_mem");
+  bench.refused(file.add({page, page, 0x90000, 0}), "overlap");
+  REQUIRE(bench.send(file.add({2 * page, page, 2 * page, 0})) == Next::proceed);
+}
+
+TEST_CASE("session memory: memory in use outlives the table") {
+  SessionBench bench;
+  GuestFile file(page);
+  file.mapping->data()[3] = 7;
+  REQUIRE(bench.send(file.table({{0, page, 0, 0}})) == Next::proceed);
+  const memory::Region kept = bench.session.state().memory->regions()[0];
+  REQUIRE(bench.send(file.table({})) == Next::proceed);
+  CHECK(kept.host[3] == 7);
+}

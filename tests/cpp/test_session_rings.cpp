@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <sys/socket.h>
+
+#include <string>
+#include <vector>
+
+#include "doctest/doctest.h"
+#include "open_fds.hpp"
+#include "session_bench.hpp"
+
+using namespace vhost_ioat;
+using namespace vhost_ioat::testing;
+using Next = BackendSession::Next;
+
+namespace {
+
+wire::VringAddr addresses(uint32_t ring) { return {ring, 0, 0x10000, 0x12004, 0x11002, 0}; }
+
+Message with_fd(Request request, uint64_t body, UniqueFd fd) {
+  Message message(request, body);
+  message.fds.push_back(std::move(fd));
+  return message;
+}
+
+}  // namespace
+
+TEST_CASE("session rings: each ring message holds that ring alone, changes it and releases it") {
+  SessionBench bench;
+  bench.done(Request::SET_VRING_NUM, wire::VringState{3, 1024});
+  bench.done(Request::SET_VRING_BASE, wire::VringState{3, 65535});
+  bench.done(Request::SET_VRING_ADDR, addresses(3));
+  REQUIRE(bench.send(Request::SET_VRING_CALL, uint64_t{3}, make_eventfd()) == Next::proceed);
+  REQUIRE(bench.send(Request::SET_VRING_ERR, uint64_t{3}, make_eventfd()) == Next::proceed);
+  CHECK_FALSE(bench.ring(3).started);
+  REQUIRE(bench.send(Request::SET_VRING_KICK, uint64_t{3}, make_eventfd()) == Next::proceed);
+  bench.done(Request::SET_VRING_ENABLE, wire::VringState{3, 1});
+  CHECK(bench.device.released == std::vector<RingSet>(7, RingSet(8)));
+  const Vring& ring = bench.ring(3);
+  CHECK(ring.size == 1024);
+  CHECK(ring.base == 65535);
+  CHECK(ring.has_addresses);
+  CHECK(ring.desc_uva == 0x10000);
+  CHECK(ring.avail_uva == 0x11002);
+  CHECK(ring.used_uva == 0x12004);
+  CHECK((ring.started && ring.enabled && ring.kick && ring.call && ring.err));
+  CHECK_FALSE(ring.polled);
+}
+
+TEST_CASE("session rings: an index is checked in all its bits") {
+  SessionBench bench;
+  bench.negotiate();
+  for (uint32_t index : {4u, 256u, 0x10000u, 0x80000000u, 0xffffffffu}) {
+    const std::string why = "there is no ring " + std::to_string(index);
+    bench.refused(Message(Request::SET_VRING_NUM, wire::VringState{index, 256}), why);
+    bench.refused(Message(Request::SET_VRING_BASE, wire::VringState{index, 0}), why);
+    bench.refused(Message(Request::SET_VRING_ENABLE, wire::VringState{index, 1}), why);
+    bench.refused(Message(Request::SET_VRING_ADDR, addresses(index)), why);
+    CHECK(bench.send(Request::GET_VRING_BASE, wire::VringState{index, 0}) == Next::close);
+  }
+  for (Request request : {Request::SET_VRING_KICK, Request::SET_VRING_CALL, Request::SET_VRING_ERR}) {
+    bench.refused(Message(request, uint64_t{0x1ff}), "there is no ring 255");
+    bench.refused(Message(request, uint64_t{0x300}), "has bits besides");
+    bench.refused(Message(request, uint64_t{1} << 32 | 0x100), "has bits besides");
+  }
+}
+
+TEST_CASE("session rings: a size is a power of two up to 32768") {
+  SessionBench bench;
+  bench.negotiate();
+  for (uint32_t size = 1; size <= 32768; size *= 2) bench.done(Request::SET_VRING_NUM, wire::VringState{0, size});
+  for (uint32_t size : {0u, 3u, 255u, 257u, 32769u, 65536u, 0x80000000u, 0xffffffffu}) {
+    bench.refused(Message(Request::SET_VRING_NUM, wire::VringState{0, size}), std::to_string(size) + " entries");
+  }
+  CHECK(bench.ring(0).size == 32768);
+}
+
+TEST_CASE("session rings: addresses have their alignment and no logging") {
+  SessionBench bench;
+  bench.negotiate();
+  auto wrong = addresses(0);
+  wrong.desc += 8;
+  bench.refused(Message(Request::SET_VRING_ADDR, wrong), "descriptor table address 0x10008 is not a multiple of 16");
+  wrong = addresses(0);
+  wrong.avail += 1;
+  bench.refused(Message(Request::SET_VRING_ADDR, wrong), "available ring");
+  wrong = addresses(0);
+  wrong.used += 2;
+  bench.refused(Message(Request::SET_VRING_ADDR, wrong), "used ring");
+  wrong = addresses(0);
+  wrong.flags = 1;
+  bench.refused(Message(Request::SET_VRING_ADDR, wrong), "logging");
+  CHECK_FALSE(bench.ring(0).has_addresses);
+}
+
+TEST_CASE("session rings: base and enable have their range") {
+  SessionBench bench;
+  bench.negotiate();
+  bench.refused(Message(Request::SET_VRING_BASE, wire::VringState{0, 65536}), "16-bit");
+  bench.refused(Message(Request::SET_VRING_ENABLE, wire::VringState{0, 2}), "0 or 1");
+}
+
+TEST_CASE("session rings: GET_VRING_BASE stops the ring and answers where it stands") {
+  const size_t fds = open_fds();
+  SessionBench bench;
+  bench.done(Request::SET_VRING_NUM, wire::VringState{1, 256});
+  bench.done(Request::SET_VRING_BASE, wire::VringState{1, 17});
+  bench.done(Request::GET_VRING_BASE, wire::VringState{1, 0});  // never started: what was set
+  CHECK(bench.replied<wire::VringState>().num == 17);
+
+  bench.done(Request::SET_VRING_ADDR, addresses(1));
+  for (Request request : {Request::SET_VRING_CALL, Request::SET_VRING_ERR, Request::SET_VRING_KICK}) {
+    REQUIRE(bench.send(request, uint64_t{1}, make_eventfd()) == Next::proceed);
+  }
+  bench.done(Request::SET_VRING_ENABLE, wire::VringState{1, 1});
+  bench.device.bases[1] = 40000;
+  bench.done(Request::GET_VRING_BASE, wire::VringState{1, 0});
+  CHECK(bench.replied<wire::VringState>().index == 1);
+  CHECK(bench.replied<wire::VringState>().num == 40000);
+  const Vring& ring = bench.ring(1);
+  CHECK_FALSE(ring.started);
+  CHECK_FALSE(ring.has_addresses);
+  CHECK_FALSE(ring.kick);
+  CHECK_FALSE(ring.call);
+  CHECK(ring.err);
+  CHECK(ring.enabled);  // the other axis
+  CHECK(ring.size == 256);
+  CHECK(ring.base == 40000);
+  CHECK(open_fds() == fds + 1);
+  // Started again without SET_VRING_BASE it goes on from there.
+  bench.done(Request::SET_VRING_KICK, wire::vring_fd_none | 1);
+  CHECK(ring.started);
+  CHECK(ring.base == 40000);
+}
+
+TEST_CASE("session rings: a running ring that is held for another message goes on from where it stands") {
+  SessionBench bench;
+  bench.done(Request::SET_VRING_KICK, wire::vring_fd_none);
+  bench.device.bases[0] = 7;
+  bench.done(Request::SET_VRING_ENABLE, wire::VringState{0, 1});
+  CHECK(bench.ring(0).base == 7);
+  bench.done(Request::SET_VRING_BASE, wire::VringState{0, 100});
+  CHECK(bench.ring(0).base == 100);
+}
+
+TEST_CASE("session rings: polled kicks, absent and replaced fds") {
+  const size_t fds = open_fds();
+  SessionBench bench;
+  bench.done(Request::SET_VRING_KICK, wire::vring_fd_none | 2);
+  CHECK((bench.ring(2).started && bench.ring(2).polled));
+  CHECK_FALSE(bench.ring(2).kick);
+  REQUIRE(bench.send(Request::SET_VRING_KICK, uint64_t{2}, make_eventfd()) == Next::proceed);
+  CHECK((bench.ring(2).started && !bench.ring(2).polled && bench.ring(2).kick));
+  for (int i = 0; i < 100; ++i) {
+    REQUIRE(bench.send(Request::SET_VRING_CALL, uint64_t{2}, make_eventfd()) == Next::proceed);
+  }
+  CHECK(open_fds() == fds + 2);
+  bench.done(Request::SET_VRING_CALL, wire::vring_fd_none | 2);
+  CHECK_FALSE(bench.ring(2).call);
+  CHECK(open_fds() == fds + 1);
+}
+
+TEST_CASE("session rings: bit 8 and the fd must agree") {
+  SessionBench bench;
+  bench.negotiate();
+  for (Request request : {Request::SET_VRING_KICK, Request::SET_VRING_CALL, Request::SET_VRING_ERR}) {
+    bench.refused(Message(request, uint64_t{0}), "bit 8 says there is an fd, but there is none");
+    bench.refused(with_fd(request, wire::vring_fd_none, make_eventfd()), "bit 8 says there is no fd, but there is one");
+  }
+}
+
+TEST_CASE("session rings: only eventfds are taken, and made non-blocking") {
+  const size_t fds = open_fds();
+  SessionBench bench;
+  bench.negotiate();
+  for (Request request : {Request::SET_VRING_KICK, Request::SET_VRING_CALL, Request::SET_VRING_ERR}) {
+    int pipe[2], sockets[2];
+    REQUIRE(::pipe(pipe) == 0);
+    REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM, 0, sockets) == 0);
+    for (int fd : {pipe[0], pipe[1], sockets[0], sockets[1], ::open("/dev/null", O_RDWR), ::open("/", O_RDONLY)}) {
+      bench.refused(with_fd(request, 0, UniqueFd(fd)), "not an eventfd");
+    }
+  }
+  CHECK(open_fds() == fds);
+  CHECK_FALSE(bench.ring(0).started);
+
+  REQUIRE(bench.send(Request::SET_VRING_CALL, uint64_t{0}, UniqueFd(::eventfd(0, EFD_CLOEXEC))) == Next::proceed);
+  CHECK((::fcntl(bench.ring(0).call.get(), F_GETFL) & O_NONBLOCK) != 0);
+}
