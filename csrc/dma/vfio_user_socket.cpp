@@ -85,9 +85,9 @@ Socket::Answer Socket::receive(Message& message) {
 }
 
 void Socket::send(const Header& header, std::span<const std::byte> payload) {
-  std::vector<std::byte> bytes(sizeof header + payload.size());
-  std::memcpy(bytes.data(), &header, sizeof header);
-  std::memcpy(bytes.data() + sizeof header, payload.data(), payload.size());
+  const auto* head = reinterpret_cast<const std::byte*>(&header);
+  std::vector<std::byte> bytes(head, head + sizeof header);
+  bytes.insert(bytes.end(), payload.begin(), payload.end());
   for (size_t sent = 0; sent < bytes.size();) {
     const ssize_t put = ::send(fd_.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
     if (put >= 0) {

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "bindings/dma_pci.hpp"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "dma/pci.hpp"
+#include "dma/vfio_user.hpp"
+
+namespace vhost_ioat::bindings {
+
+using dma::DmaDevice;
+using dma::VfioUserServer;
+
+void register_dma_pci(py::module_& m) {
+  py::class_<DmaDevice>(m, "DmaDevice")
+      .def_readonly("address", &DmaDevice::address)
+      .def_readonly("device_id", &DmaDevice::device_id)
+      .def_readonly("driver", &DmaDevice::driver)
+      .def_readonly("numa_node", &DmaDevice::numa_node)
+      .def_readonly("iommu_group", &DmaDevice::iommu_group)
+      .def_readonly("usable", &DmaDevice::usable)
+      .def_readonly("missing", &DmaDevice::missing)
+      .def("__repr__", [](const DmaDevice& device) {
+        return py::str("<DmaDevice {} 8086:{:04x} {}>")
+            .format(device.address, device.device_id, device.usable ? "usable" : device.missing);
+      });
+  m.def("probe", [] { return dma::probe(); });
+
+  py::class_<VfioUserServer>(m, "VfioUserServer")
+      .def(py::init<dma::IoatModel&>(), py::arg("model"), py::keep_alive<1, 2>())
+      .def(
+          "attach", [](VfioUserServer& server, int fd) { server.attach(UniqueFd(fd)); }, py::arg("fd"),
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "serve",
+          [](VfioUserServer& server, double seconds) {
+            // Beyond an hour a caller means "for ever", and does not mean an overflow.
+            const auto timeout = std::chrono::duration<double>(std::clamp(seconds, 0.0, 3600.0));
+            return server.serve(std::chrono::ceil<std::chrono::milliseconds>(timeout));
+          },
+          py::arg("timeout"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("why", &VfioUserServer::why)
+      .def_property_readonly("maps", &VfioUserServer::maps);
+}
+
+}  // namespace vhost_ioat::bindings

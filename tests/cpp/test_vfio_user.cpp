@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <cstring>
+#include <initializer_list>
+
+#include "dma/vfio_user.hpp"
+#include "doctest/doctest.h"
+#include "open_fds.hpp"
+
+using namespace vhost_ioat;
+using namespace vhost_ioat::dma;
+using namespace vhost_ioat::dma::vfio_user;
+using namespace std::chrono_literals;
+
+namespace {
+
+struct Reply {
+  Header header{};
+  std::vector<std::byte> payload;
+  template <typename T>
+  T as() const {
+    REQUIRE(payload.size() >= sizeof(T));
+    T value;
+    std::memcpy(&value, payload.data(), sizeof value);
+    return value;
+  }
+};
+
+template <typename... Parts>
+std::vector<std::byte> bytes(const Parts&... parts) {
+  std::vector<std::byte> out;
+  const auto add = [&out](const auto& part) {
+    const auto* start = reinterpret_cast<const std::byte*>(&part);
+    out.insert(out.end(), start, start + sizeof part);
+  };
+  (add(parts), ...);
+  return out;
+}
+
+/// A VM's monitor, as badly behaved as a test wants, on the other end of a socket pair.
+struct Monitor {
+  IoatModel model;
+  VfioUserServer server{model};
+  UniqueFd socket;
+  uint16_t next_id = 1;
+
+  explicit Monitor(bool hello = true) {
+    connect();
+    if (hello) REQUIRE(ask(Command::version, bytes(Version{0, 1}, std::array<char, 64>{})).header.error == 0);
+  }
+  void connect() {
+    int ends[2];
+    REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+    socket = UniqueFd(ends[0]);
+    server.attach(UniqueFd(ends[1]));
+  }
+  void put(const std::vector<std::byte>& data, std::initializer_list<int> fds = {}) {
+    std::vector<char> control(CMSG_SPACE(fds.size() * sizeof(int)));
+    iovec part{const_cast<std::byte*>(data.data()), data.size()};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    if (fds.size() > 0) {
+      message.msg_control = control.data();
+      message.msg_controllen = control.size();
+      cmsghdr* head = CMSG_FIRSTHDR(&message);
+      head->cmsg_level = SOL_SOCKET;
+      head->cmsg_type = SCM_RIGHTS;
+      head->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
+      std::memcpy(CMSG_DATA(head), fds.begin(), fds.size() * sizeof(int));
+    }
+    REQUIRE(::sendmsg(socket.get(), &message, MSG_NOSIGNAL) == static_cast<ssize_t>(data.size()));
+  }
+  Header header(Command command, size_t payload) {
+    return {next_id++, static_cast<uint16_t>(command), static_cast<uint32_t>(sizeof(Header) + payload), 0, 0};
+  }
+  void send(Command command, const std::vector<std::byte>& payload, std::initializer_list<int> fds = {},
+            uint32_t flags = 0) {
+    Header head = header(command, payload.size());
+    head.flags = flags;
+    std::vector<std::byte> all = bytes(head);
+    all.insert(all.end(), payload.begin(), payload.end());
+    put(all, fds);
+  }
+  Reply ask(Command command, const std::vector<std::byte>& payload = {}, std::initializer_list<int> fds = {}) {
+    send(command, payload, fds);
+    REQUIRE_MESSAGE(server.serve(0ms), server.why());
+    return reply();
+  }
+  Reply reply() {
+    Reply out;
+    REQUIRE(::recv(socket.get(), &out.header, sizeof out.header, MSG_DONTWAIT) == sizeof out.header);
+    out.payload.resize(out.header.size - sizeof out.header);
+    if (!out.payload.empty()) {
+      REQUIRE(::recv(socket.get(), out.payload.data(), out.payload.size(), MSG_DONTWAIT) ==
+              static_cast<ssize_t>(out.payload.size()));
+    }
+    return out;
+  }
+  uint32_t error_of(Command command, const std::vector<std::byte>& payload, std::initializer_list<int> fds = {}) {
+    const Reply got = ask(command, payload, fds);
+    CHECK(((got.header.flags & flag_error) != 0) == (got.header.error != 0));
+    return got.header.error;
+  }
+  uint32_t map(uint64_t address, uint64_t size, uint64_t offset, std::initializer_list<int> fds) {
+    return error_of(Command::dma_map, bytes(DmaMap{sizeof(DmaMap), map_read | map_write, offset, address, size}), fds);
+  }
+  uint32_t unmap(uint64_t address, uint64_t size, uint32_t flags = 0) {
+    return error_of(Command::dma_unmap, bytes(DmaUnmap{sizeof(DmaUnmap), flags, address, size}));
+  }
+  /// What the server says when it drops the connection.
+  std::string dropped() {
+    REQUIRE_FALSE(server.serve(1000ms));
+    char byte;
+    CHECK(::recv(socket.get(), &byte, 1, MSG_DONTWAIT) <= 0);
+    return server.why();
+  }
+  template <typename T>
+  void write(uint32_t region, uint64_t offset, T value) {
+    CHECK(error_of(Command::region_write, bytes(RegionAccess{offset, region, sizeof value}, value)) == 0);
+  }
+};
+
+struct Ram {
+  UniqueFd fd{::memfd_create("ram", MFD_CLOEXEC)};
+  uint8_t* data;
+  explicit Ram(size_t bytes_) : size(bytes_) {
+    REQUIRE(::ftruncate(fd.get(), static_cast<off_t>(size)) == 0);
+    data = static_cast<uint8_t*>(::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0));
+  }
+  ~Ram() { ::munmap(data, size); }
+  size_t size;
+};
+
+bool says(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
+
+}  // namespace
+
+TEST_CASE("the reply to VERSION is no longer than the request, and other major versions are turned away") {
+  Monitor monitor(false);
+  CHECK(monitor.ask(Command::version, bytes(Version{0, 3})).payload.size() == sizeof(Version));
+  monitor.connect();
+  const Reply full = monitor.ask(Command::version, bytes(Version{0, 3}, std::array<char, 100>{}));
+  CHECK(full.payload.back() == std::byte{0});
+  CHECK(full.payload[4] == std::byte{'{'});
+  monitor.connect();
+  monitor.send(Command::version, bytes(Version{1, 0}));
+  CHECK(says(monitor.dropped(), "speaks vfio-user 1"));
+}
+
+TEST_CASE("anything before VERSION, and a second VERSION, ends the connection") {
+  Monitor monitor(false);
+  monitor.send(Command::device_get_info, bytes(DeviceInfo{}));
+  CHECK(says(monitor.dropped(), "VERSION must be the first message"));
+  Monitor twice;
+  twice.send(Command::version, bytes(Version{0, 1}));
+  CHECK(says(twice.dropped(), "comes once"));
+}
+
+TEST_CASE("the card is described: regions, interrupts, reset") {
+  Monitor monitor;
+  const auto info = monitor.ask(Command::device_get_info, bytes(DeviceInfo{})).as<DeviceInfo>();
+  CHECK(info.flags == (device_can_reset | device_is_pci));
+  CHECK(info.regions == 9);
+  for (uint32_t index = 0; index < 9; ++index) {
+    RegionInfo wanted{};
+    wanted.index = index;
+    const auto region = monitor.ask(Command::device_get_region_info, bytes(wanted)).as<RegionInfo>();
+    CHECK(region.size == (index == 0 ? 0x4000u : index == 7 ? 4096u : 0u));
+  }
+  RegionInfo beyond{};
+  beyond.index = 9;
+  CHECK(monitor.error_of(Command::device_get_region_info, bytes(beyond)) == EINVAL);
+  for (uint32_t index = 0; index < 5; ++index) {
+    const auto irq = monitor.ask(Command::device_get_irq_info, bytes(IrqInfo{0, 0, index, 0})).as<IrqInfo>();
+    CHECK(irq.count == (index == irq_msix ? 1u : 0u));
+  }
+  CHECK(monitor.error_of(Command::device_get_irq_info, bytes(IrqInfo{0, 0, 5, 0})) == EINVAL);
+  CHECK(monitor.error_of(Command::device_get_region_io_fds, {}) == ENOTSUP);
+  CHECK(monitor.error_of(static_cast<Command>(99), {}) == ENOTSUP);
+}
+
+TEST_CASE("configuration space is read in one piece and at any alignment") {
+  Monitor monitor;
+  const Reply all = monitor.ask(Command::region_read, bytes(RegionAccess{0, region_config, 4096}));
+  REQUIRE(all.payload.size() == sizeof(RegionAccess) + 4096);
+  const std::byte* config = all.payload.data() + sizeof(RegionAccess);
+  CHECK(config[0] == std::byte{0x86});
+  CHECK(config[3] == std::byte{0x0b});
+  const Reply odd = monitor.ask(Command::region_read, bytes(RegionAccess{1, region_config, 7}));
+  CHECK(std::memcmp(odd.payload.data() + sizeof(RegionAccess), config + 1, 7) == 0);
+}
+
+TEST_CASE("accesses past a region, empty ones, and data of another length are refused") {
+  Monitor monitor;
+  const auto read = [&](uint64_t offset, uint32_t region, uint32_t count) {
+    return monitor.error_of(Command::region_read, bytes(RegionAccess{offset, region, count}));
+  };
+  CHECK(read(0x3ffc, 0, 4) == 0);
+  CHECK(read(0x3ffd, 0, 4) == EINVAL);
+  CHECK(read(0x4000, 0, 1) == EINVAL);
+  CHECK(read(UINT64_MAX, 0, 4) == EINVAL);
+  CHECK(read(0, 0, 0) == EINVAL);
+  CHECK(read(0, 0, UINT32_MAX) == EINVAL);
+  CHECK(read(0, 1, 4) == EINVAL);
+  CHECK(read(0, UINT32_MAX, 4) == EINVAL);
+  CHECK(monitor.error_of(Command::region_write, bytes(RegionAccess{0, 0, 8}, uint32_t{0})) == EINVAL);
+  CHECK(monitor.error_of(Command::region_write, bytes(RegionAccess{0, 0, 4}, uint64_t{0})) == EINVAL);
+  CHECK(monitor.error_of(Command::region_read, bytes(uint32_t{0})) == EINVAL);
+}
+
+TEST_CASE("maps that are empty, wrap, overlap or end behind their file are refused") {
+  Monitor monitor;
+  const Ram ram(1 << 20);
+  const int fd = ram.fd.get();
+  CHECK(monitor.map(0x100000, 0x10000, 0, {fd}) == 0);
+  CHECK(monitor.map(0x10f000, 0x1000, 0, {fd}) == EEXIST);
+  CHECK(monitor.map(0x0ff000, 0x2000, 0, {fd}) == EEXIST);
+  CHECK(monitor.map(0x0f0000, 0x30000, 0, {fd}) == EEXIST);
+  CHECK(monitor.map(0x200000, 0, 0, {fd}) == EINVAL);
+  CHECK(monitor.map(UINT64_MAX - 0xfff, 0x2000, 0, {fd}) == EINVAL);
+  CHECK(monitor.map(0x200000, 0x1000, 0x100000, {fd}) == EINVAL);
+  CHECK(monitor.map(0x200000, 0x1000, UINT64_MAX, {fd}) == EINVAL);
+  CHECK(monitor.map(0x200000, UINT64_MAX, 0, {fd}) == EINVAL);
+  CHECK(monitor.map(0x200000, 0x1000, 0, {fd, fd}) == EINVAL);
+  CHECK(monitor.map(0x110000, 0x1000, 0x10000, {fd}) == 0);
+  CHECK(monitor.map(0xc0000, 0x1000, 0, {}) == 0);  // a ROM
+  CHECK(monitor.server.maps() == 3);
+  CHECK(monitor.model.memory().size() == 2);
+}
+
+TEST_CASE("an unmap drops what lies within it, and nothing else, however large it is") {
+  Monitor monitor;
+  const Ram ram(1 << 20);
+  for (uint64_t page = 0; page < 16; ++page) {
+    REQUIRE(monitor.map(0x100000 + page * 4096, 4096, page * 4096, {ram.fd.get()}) == 0);
+  }
+  CHECK(monitor.unmap(0x500000, 0x1000) == 0);  // never mapped
+  CHECK(monitor.unmap(0x101000, 0x2000) == 0);
+  CHECK(monitor.server.maps() == 14);
+  CHECK(monitor.unmap(0x103800, 0x1000) == 0);  // cuts two pages
+  CHECK(monitor.server.maps() == 14);
+  CHECK(monitor.unmap(0, 0) == EINVAL);
+  CHECK(monitor.unmap(UINT64_MAX, 2) == EINVAL);
+  CHECK(monitor.unmap(0, UINT64_MAX) == 0);
+  CHECK(monitor.server.maps() == 0);
+  CHECK(monitor.model.memory().size() == 0);
+  REQUIRE(monitor.map(0x100000, 4096, 0, {ram.fd.get()}) == 0);
+  CHECK(monitor.unmap(0, 0, unmap_all) == 0);
+  CHECK(monitor.server.maps() == 0);
+}
+
+TEST_CASE("a descriptor copies guest memory over mappings of a page each and signals the eventfd") {
+  Monitor monitor;
+  const Ram ram(16 * 4096);
+  // Scattered: consecutive IOVAs lie backwards in the file.
+  for (uint64_t page = 0; page < 16; ++page) {
+    REQUIRE(monitor.map(0x100000 + page * 4096, 4096, (15 - page) * 4096, {ram.fd.get()}) == 0);
+  }
+  const auto at = [&](uint64_t iova) { return ram.data + (15 - (iova - 0x100000) / 4096) * 4096 + iova % 4096; };
+  const UniqueFd eventfd = make_eventfd();
+  REQUIRE(monitor.error_of(Command::device_set_irqs, bytes(IrqSet{24, set_trigger | set_eventfd, irq_msix, 0, 1}),
+                           {eventfd.get()}) == 0);
+  const uint64_t src = 0x102003, dst = 0x106ffd, ring = 0x10f000;
+  const uint32_t length = 9000;
+  for (uint32_t i = 0; i < length; ++i) *at(src + i) = static_cast<uint8_t>(i * 7 + 1);
+  spec::Descriptor descriptor{};
+  descriptor.size = length;
+  descriptor.control = spec::control::interrupt | spec::control::completion_update;
+  descriptor.src = src;
+  descriptor.dst = dst;
+  std::memcpy(at(ring), &descriptor, sizeof descriptor);
+  monitor.write<uint32_t>(0, spec::CHANCMP, 0x10e000);
+  monitor.write<uint32_t>(0, spec::CHANCMP + 4, 0);
+  monitor.write<uint64_t>(0, spec::CHAINADDR, ring);
+  monitor.write<uint16_t>(0, spec::DMACOUNT, 1);
+  for (uint32_t i = 0; i < length; ++i) REQUIRE(*at(dst + i) == static_cast<uint8_t>(i * 7 + 1));
+  uint64_t status;
+  std::memcpy(&status, at(0x10e000), sizeof status);
+  CHECK((status & spec::status_address_mask) == ring);
+  CHECK(eventfd_clear(eventfd.get()) == 1);
+}
+
+TEST_CASE("an interrupt needs an eventfd, of the one vector there is") {
+  Monitor monitor;
+  const auto set = [&](uint32_t flags, uint32_t index, uint32_t start, uint32_t count,
+                       std::initializer_list<int> fds = {}) {
+    return monitor.error_of(Command::device_set_irqs, bytes(IrqSet{20, flags, index, start, count}), fds);
+  };
+  CHECK(set(set_trigger | set_none, irq_msix, 0, 0) == 0);
+  CHECK(set(set_trigger | set_none, 0, 0, 0) == 0);
+  CHECK(set(set_trigger | set_eventfd, irq_msix, 0, 1) == 0);  // takes the eventfd away
+  CHECK(set(set_trigger | set_eventfd, irq_msix, 1, 1) == EINVAL);
+  CHECK(set(set_trigger | set_eventfd, irq_msix, 0, 2) == EINVAL);
+  CHECK(set(set_trigger | set_eventfd, 5, 0, 0) == EINVAL);
+  CHECK(set(set_trigger | set_eventfd, 0, 0, 1) == EINVAL);
+  const Ram not_an_eventfd(4096);
+  monitor.send(Command::device_set_irqs, bytes(IrqSet{20, set_trigger | set_eventfd, irq_msix, 0, 1}),
+               {not_an_eventfd.fd.get()});
+  CHECK(says(monitor.dropped(), "not an eventfd"));
+}
+
+TEST_CASE("a posted write is carried out and not answered") {
+  Monitor monitor;
+  monitor.send(Command::region_write, bytes(RegionAccess{spec::LTR_IDLE, 0, 4}, uint32_t{77}), {}, flag_no_reply);
+  REQUIRE(monitor.server.serve(0ms));
+  CHECK(monitor.ask(Command::region_read, bytes(RegionAccess{spec::LTR_IDLE, 0, 4})).header.id == 3);
+  CHECK(monitor.model.read32(spec::LTR_IDLE) == 77);
+}
+
+TEST_CASE("messages may arrive in pieces and many at once, each with its own fds") {
+  Monitor monitor;
+  const Ram ram(8192);
+  const auto payload = bytes(DmaMap{sizeof(DmaMap), map_read | map_write, 0, 0x10000, 4096});
+  auto whole = bytes(monitor.header(Command::dma_map, payload.size()));
+  whole.insert(whole.end(), payload.begin(), payload.end());
+  monitor.put({whole.begin(), whole.begin() + 1}, {ram.fd.get()});
+  for (size_t i = 1; i + 1 < whole.size(); ++i) {
+    monitor.put({whole.begin() + static_cast<long>(i), whole.begin() + static_cast<long>(i) + 1});
+    REQUIRE(monitor.server.serve(0ms));
+  }
+  CHECK(monitor.server.maps() == 0);
+  monitor.put({whole.end() - 1, whole.end()});
+  for (uint64_t i = 1; i < 4; ++i) {
+    monitor.send(Command::dma_map, bytes(DmaMap{32, 3, 0, 0x10000 + i * 4096, 4096}), {ram.fd.get()});
+  }
+  REQUIRE(monitor.server.serve(50ms));
+  for (int i = 0; i < 4; ++i) CHECK(monitor.reply().header.error == 0);
+  CHECK(monitor.server.maps() == 4);
+  CHECK(monitor.model.memory().size() == 4);
+}
+
+TEST_CASE("sizes that cannot be, replies and too many fds end the connection") {
+  Monitor monitor;
+  SUBCASE("shorter than a header") {
+    monitor.put(bytes(Header{1, 4, 15, 0, 0}));
+    CHECK(says(monitor.dropped(), "a message of 15 bytes"));
+  }
+  SUBCASE("longer than anything of use") {
+    monitor.put(bytes(Header{1, 10, UINT32_MAX, 0, 0}));
+    CHECK(says(monitor.dropped(), "a message of 4294967295 bytes"));
+  }
+  SUBCASE("a reply") {
+    monitor.put(bytes(Header{1, 4, 16, type_reply, 0}));
+    CHECK(says(monitor.dropped(), "is a reply"));
+  }
+  SUBCASE("fds") {
+    const size_t before = testing::open_fds();
+    const int fd = monitor.socket.get();
+    monitor.send(Command::device_get_info, bytes(DeviceInfo{}), {fd, fd, fd, fd, fd, fd, fd, fd, fd});
+    CHECK(says(monitor.dropped(), "more than 8 fds"));
+    CHECK(testing::open_fds() == before - 1);  // the connection
+  }
+}
+
+TEST_CASE("fds that a message has no use for are closed") {
+  Monitor monitor;
+  const size_t before = testing::open_fds();
+  for (int i = 0; i < 10; ++i) {
+    monitor.ask(Command::device_get_info, bytes(DeviceInfo{}), {monitor.socket.get(), monitor.socket.get()});
+  }
+  CHECK(testing::open_fds() == before);
+}
+
+TEST_CASE("a peer that does not read its replies is dropped") {
+  Monitor monitor;
+  const int small = 4096;
+  ::setsockopt(monitor.socket.get(), SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+  std::vector<std::byte> burst;
+  for (int i = 0; i < 200; ++i) {
+    const auto head = bytes(monitor.header(Command::region_read, sizeof(RegionAccess)));
+    const auto body = bytes(RegionAccess{0, region_config, 4096});
+    burst.insert(burst.end(), head.begin(), head.end());
+    burst.insert(burst.end(), body.begin(), body.end());
+  }
+  monitor.put(burst);
+  REQUIRE_FALSE(monitor.server.serve(5000ms));
+  CHECK(says(monitor.server.why(), "does not read its replies"));
+}
+
+TEST_CASE("a file truncated below its mappings ends the connection, not the process") {
+  Monitor monitor;
+  const Ram ram(1 << 20);
+  REQUIRE(monitor.map(0x100000, 1 << 20, 0, {ram.fd.get()}) == 0);
+  REQUIRE(::ftruncate(ram.fd.get(), 0) == 0);
+  monitor.write<uint64_t>(0, spec::CHAINADDR, 0x180000);
+  monitor.send(Command::region_write, bytes(RegionAccess{spec::DMACOUNT, 0, 2}, uint16_t{1}));
+  REQUIRE_FALSE(monitor.server.serve(1000ms));
+  CHECK(says(monitor.server.why(), "truncated"));
+}
+
+TEST_CASE("whoever comes next finds the card as after power-on, and nothing of the last guest") {
+  Monitor monitor;
+  const size_t before = testing::open_fds();
+  for (int i = 0; i < 50; ++i) {
+    const Ram ram(1 << 20);
+    const UniqueFd eventfd = make_eventfd();
+    REQUIRE(monitor.map(0x100000, 1 << 20, 0, {ram.fd.get()}) == 0);
+    REQUIRE(monitor.error_of(Command::device_set_irqs, bytes(IrqSet{24, set_trigger | set_eventfd, irq_msix, 0, 1}),
+                             {eventfd.get()}) == 0);
+    monitor.write<uint64_t>(0, spec::CHAINADDR, 0x100000);
+    CHECK(spec::state_of(monitor.model.read64(spec::CHANSTS)) == spec::State::armed);
+    monitor.socket.reset();
+    REQUIRE_FALSE(monitor.server.serve(1000ms));
+    CHECK(monitor.server.why() == "the peer closed the connection");
+    CHECK(monitor.server.maps() == 0);
+    CHECK(monitor.model.memory().size() == 0);
+    CHECK(spec::state_of(monitor.model.read64(spec::CHANSTS)) == spec::State::halted);
+    monitor.connect();
+    REQUIRE(monitor.ask(Command::version, bytes(Version{0, 1})).header.error == 0);
+  }
+  CHECK(testing::open_fds() == before);
+}
+
+TEST_CASE("function-level reset and RESET stop the channel and keep the memory") {
+  Monitor monitor;
+  const Ram ram(1 << 16);
+  REQUIRE(monitor.map(0x100000, 1 << 16, 0, {ram.fd.get()}) == 0);
+  for (const bool through_config : {true, false}) {
+    monitor.write<uint64_t>(0, spec::CHAINADDR, 0x100000);
+    CHECK(spec::state_of(monitor.model.read64(spec::CHANSTS)) == spec::State::armed);
+    if (through_config) {
+      monitor.write<uint16_t>(region_config, 0x98, 0x8000);
+    } else {
+      CHECK(monitor.error_of(Command::device_reset, {}) == 0);
+    }
+    CHECK(spec::state_of(monitor.model.read64(spec::CHANSTS)) == spec::State::halted);
+    CHECK(monitor.server.maps() == 1);
+  }
+}
