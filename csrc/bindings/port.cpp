@@ -273,6 +273,11 @@ void register_port(py::module_& m) {
             return d;
           },
           "Extended statistics by name, as net_vhost names them, and those of the DMA engine.")
+      .def(
+          "engine_model",
+          [](EthVhost& self, long long q) { return self.engine_model(checked_queue(self, q)); }, py::arg("queue_id"),
+          "The IoatModel behind the software engine of tx queue `queue_id`, to inject faults or to step it (sw_mode=\n"
+          "\"stepped\"); None when the queue has a hardware engine or none.")
       .def("_stats", &stats_dict)
       .def("_link", [](const EthVhost& self) { return py::make_tuple(self.link_up(), 10000, true); })
       .def("_info", &info_dict)

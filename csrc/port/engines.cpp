@@ -78,7 +78,6 @@ uint32_t calibrate(dma::DmaEngine& engine, memory::PacketArena& arena) {
 void EthVhost::make_engines() {
   for (const auto& [queue, name] : config_.ioats) {
     auto engine = make_engine(queue, name);
-    engines_[queue].present = true;
     TxQueue& txq = *txqs_[queue];
     // Two bytes for each cookie of the longest in-flight list.
     memory::Block slots = arena_->allocate(2 * sizeof(uint16_t) * virtio::max_ring_size);
@@ -91,7 +90,12 @@ void EthVhost::make_engines() {
 }
 
 std::unique_ptr<dma::DmaEngine> EthVhost::make_engine(uint32_t queue, const std::string& name) {
-  if (is_software(name)) return dma::make_soft_engine(name, config_.sw_mode);
+  auto software = [&](const std::string& sw_name) {
+    dma::SoftEngine made = dma::make_soft_engine(sw_name, {.mode = dma::model_mode(config_.sw_mode)});
+    engines_[queue].model = std::move(made.model);
+    return std::move(made.engine);
+  };
+  if (is_software(name)) return software(name);
   if (!Claims::take(name))
     throw ConfigError(format("ioats: %s already serves a queue in this process; one engine serves one queue", name.c_str()));
   std::string why;
@@ -107,7 +111,7 @@ std::unique_ptr<dma::DmaEngine> EthVhost::make_engine(uint32_t queue, const std:
   say("engine", static_cast<int>(queue), false, true, Reports::warning,
       format("tx queue %u: %s cannot be had, the software engine %s stands in: %s", queue, name.c_str(),
              stand_in.c_str(), why.c_str()));
-  return dma::make_soft_engine(stand_in, config_.sw_mode);
+  return software(stand_in);
 }
 
 /// The engine of a held, idle queue knows exactly the guest memory of `table`. Memory it cannot map is left to the CPU.

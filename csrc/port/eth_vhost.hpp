@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/event_loop.hpp"
+#include "dma/ioat_model.hpp"
 #include "memory/packet_arena.hpp"
 #include "port/config.hpp"
 #include "port/recovery.hpp"
@@ -46,7 +47,8 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   uint32_t tx_done_cleanup(uint32_t queue);
   /// Any thread.
   uint32_t tx_pending(uint32_t queue) const { return txqs_[queue]->pending_packets(); }
-  bool has_engine(uint32_t queue) const { return engines_.size() > queue && engines_[queue].present; }
+  /// The device behind a software engine, to inject faults or to step it; null for hardware or none.
+  std::shared_ptr<dma::IoatModel> engine_model(uint32_t queue) const { return engines_[queue].model; }
 
   // ---- interrupt mode
   int rx_fileno(uint32_t queue) const { return rx_fds_[queue].get(); }
@@ -132,7 +134,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
 
   // ---- engines (engines.cpp)
   struct Engine {
-    bool present = false;
+    std::shared_ptr<dma::IoatModel> model;  // of a software engine
     Recovery recovery;
     std::string state = "ok";
     std::vector<std::shared_ptr<memory::GuestMapping>> guest;  // mapped in the engine
