@@ -16,7 +16,7 @@ cxx_sources := CMakeLists.txt $(shell find csrc -name '*.[ch]pp')
 sources := pyproject.toml $(cxx_sources) $(shell find python -type f -not -name '*.pyc')
 cxx_format := $(shell find csrc tests benchmarks -name '*.[ch]pp')
 
-.PHONY: help build demo test lint test-cpp test-python asan tsan interop-full clean
+.PHONY: help build demo test lint format test-cpp test-python asan tsan interop-full clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -36,12 +36,17 @@ lint: $(STAMPS)/package $(STAMPS)/dev ## clang-format, ruff, mypy, stubtest
 	mypy
 	cd $(VENV) && python -m mypy.stubtest vhost_ioat._core --allowlist $(CURDIR)/tools/stubtest-allowlist.txt
 
-test-cpp: $(STAMPS)/venv
+format: $(STAMPS)/dev ## clang-format and ruff mend what they can
+	clang-format -i $(cxx_format)
+	ruff check --fix
+	ruff format
+
+test-cpp: $(STAMPS)/venv ## the C++ tests
 	cmake --preset dev
 	cmake --build --preset dev
 	ctest --preset dev
 
-test-python: $(STAMPS)/package $(STAMPS)/dev
+test-python: $(STAMPS)/package $(STAMPS)/dev ## pytest; PYTEST_ARGS narrows it
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 asan: $(STAMPS)/dev ## C++, unit and protocol tests under AddressSanitizer and UndefinedBehaviorSanitizer

@@ -20,18 +20,19 @@ MAC, ADDRESS = "02:00:0a:00:00:01", "10.0.0.1"
 def answer(request: Packet) -> Packet | None:
     """The answer to a packet, or None."""
     ether = Ether(dst=request.src, src=MAC)
+    reply: Packet | None = None
     if ARP in request and request[ARP].op == 1 and request[ARP].pdst == ADDRESS:
         arp = request[ARP]
-        return ether / ARP(op=2, hwsrc=MAC, psrc=ADDRESS, hwdst=arp.hwsrc, pdst=arp.psrc)
-    if IP in request and request[IP].dst == ADDRESS:
+        reply = ether / ARP(op=2, hwsrc=MAC, psrc=ADDRESS, hwdst=arp.hwsrc, pdst=arp.psrc)
+    elif IP in request and request[IP].dst == ADDRESS:
         ip = IP(src=ADDRESS, dst=request[IP].src)
         if ICMP in request and request[ICMP].type == 8:
             icmp = request[ICMP]
-            return ether / ip / ICMP(type=0, id=icmp.id, seq=icmp.seq) / icmp.payload
-        if UDP in request and request[UDP].dport == 7:
+            reply = ether / ip / ICMP(type=0, id=icmp.id, seq=icmp.seq) / icmp.payload
+        elif UDP in request and request[UDP].dport == 7:
             udp = request[UDP]
-            return ether / ip / UDP(sport=7, dport=udp.sport) / udp.payload
-    return None
+            reply = ether / ip / UDP(sport=7, dport=udp.sport) / udp.payload
+    return reply
 
 
 def main() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-Setting = dict[str, object]
+Setting = dict[str, Any]
 
 
 def product(factors: Mapping[str, Sequence[object]]) -> list[Setting]:
