@@ -24,6 +24,7 @@ using Extents = std::vector<std::pair<uint64_t, uint64_t>>;
 /// Guest memory of our own, for rings without a virtual machine.
 class GuestMemory {
  public:
+  static constexpr uint32_t longest_table = 256;  // entries of an indirect table
   explicit GuestMemory(const Extents& extents) {
     std::vector<memory::Region> regions;
     for (const auto& [gpa, size] : extents) {
@@ -46,6 +47,18 @@ class GuestMemory {
       throw GuestError(format("%s: %llu bytes at guest address 0x%llx do not lie in one region", what,
                               static_cast<unsigned long long>(n), static_cast<unsigned long long>(gpa)));
     return host;
+  }
+  /// Memory for the indirect tables of a driver's ring, in a region of its own behind all others.
+  virtio::IndirectTables indirect_tables(uint32_t ring_size) {
+    const uint32_t entries = std::min(ring_size, longest_table);
+    const uint64_t bytes = uint64_t{ring_size} * entries * sizeof(virtio::Descriptor);
+    const memory::Region& last = table_.regions().back();
+    constexpr uint64_t gap = 1 << 20;
+    const uint64_t gpa = (last.gpa + last.size + gap) & ~(gap - 1);
+    if (gpa < last.gpa || gpa > UINT64_MAX - bytes - gap) return {};  // no room: the ring does without
+    auto mapping = memory::GuestMapping::anonymous(bytes);
+    table_ = table_.with({gpa, bytes, gpa, mapping->data(), mapping});
+    return {reinterpret_cast<virtio::Descriptor*>(mapping->data()), gpa, entries};
   }
   py::array view(const py::object& self, uint64_t gpa, uint64_t n, bool writable) const {
     // The base is the GuestMemory: the mapping lives as long as any view.
@@ -93,8 +106,9 @@ class DeviceRing {
     check();
     if (waiting == 0) return std::nullopt;
     Chain chain{ring_.head(0), {}, {}};
-    const memory::RegionTable& table = memory_->table();
-    const bool walked = ring_.walk(chain.head, table, hint_, [&](uint64_t addr, uint32_t len, bool writable) {
+    const memory::RegionTable& table = memory_->table();  // it may have grown since the last call
+    const memory::Region* hint = nullptr;
+    const bool walked = ring_.walk(chain.head, table, hint, [&](uint64_t addr, uint32_t len, bool writable) {
       memory::Piece pieces[memory::RegionTable::max_regions];
       if (table.pieces(addr, len, pieces) == 0) {
         ring_.set_fault({virtio::Fault::Kind::unmapped, addr, len});
@@ -130,6 +144,103 @@ class DeviceRing {
   }
   std::shared_ptr<GuestMemory> memory_;
   virtio::SplitRing ring_;
-  const memory::Region* hint_ = nullptr;
 };
 
+/// The driver's side over the same memory, for whoever needs a guest.
+class PyDriverRing {
+ public:
+  PyDriverRing(std::shared_ptr<GuestMemory> memory, uint32_t size, uint64_t desc, uint64_t avail, uint64_t used,
+               uint64_t features, uint16_t start)
+      : memory_(std::move(memory)) {
+    const virtio::FeatureSet set(features);
+    const virtio::RingAddresses at = ring_at(*memory_, size, desc, avail, used, set);
+    ring_.start(at, size, set, RingIndex(start), memory_->indirect_tables(size));
+  }
+  std::optional<uint16_t> add(const Segments& readable, const Segments& writable, bool indirect) {
+    auto segments = [](const Segments& from) {
+      std::vector<virtio::Segment> out;
+      for (const auto& [addr, len] : from) out.push_back({addr, len});
+      return out;
+    };
+    const auto r = segments(readable), w = segments(writable);
+    if (r.empty() && w.empty()) throw ConfigError("a chain has at least one buffer");
+    return indirect ? ring_.add_indirect(r, w) : ring_.add(r, w);
+  }
+  bool publish() { return ring_.publish(); }
+  std::optional<std::pair<uint16_t, uint32_t>> take_used() {
+    const auto used = ring_.take_used();
+    if (ring_.fault()) throw GuestError(ring_.fault().text());
+    if (!used) return std::nullopt;
+    return std::pair(used->head, used->len);
+  }
+
+ private:
+  std::shared_ptr<GuestMemory> memory_;
+  virtio::DriverRing ring_;
+};
+
+}  // namespace
+
+void register_virtio(py::module_& parent) {
+  py::module_ m = parent.def_submodule("virtio", "The split virtqueue by itself (VIRTIO 1.2, 2.7).");
+
+  py::class_<GuestMemory, std::shared_ptr<GuestMemory>>(
+      m, "GuestMemory",
+      "Guest memory of regions [(gpa, size), ...], zeroed.\n\n"
+      "Raises ConfigError when regions are empty, overlap or wrap, or are more than 509. The memory lives as long as the\n"
+      "object, a ring in it, or a view of it.")
+      .def(py::init<const Extents&>(), py::arg("regions"))
+      .def(
+          "view",
+          [](const py::object& self, uint64_t gpa, uint64_t n, bool writable) {
+            return self.cast<GuestMemory&>().view(self, gpa, n, writable);
+          },
+          py::arg("gpa"), py::arg("n"), py::arg("writable") = false,
+          "uint8 array (n,) of guest memory at `gpa`, zero copy, read-only unless `writable`.\n\n"
+          "Raises GuestError when the bytes do not lie in one region. The array keeps the memory alive.");
+
+  py::class_<Chain>(m, "Chain", "A descriptor chain the driver made available: guest addresses and lengths.")
+      .def_readonly("head", &Chain::head)
+      .def_readonly("readable", &Chain::readable)
+      .def_readonly("writable", &Chain::writable)
+      .def("__repr__", [](const Chain& c) {
+        return format("<Chain head %u, %zu readable, %zu writable>", c.head, c.readable.size(), c.writable.size());
+      });
+
+  py::class_<DeviceRing>(
+      m, "SplitRing",
+      "Device side of a split virtqueue in `mem`; ring addresses are guest-physical.\n\n"
+      "size is a power of two, 1 to 32768; features is a mask of virtio feature bits (INDIRECT_DESC and EVENT_IDX\n"
+      "matter); the used index goes on from what the ring holds. One thread at a time. Raises ConfigError, or GuestError\n"
+      "when the ring does not lie in guest memory.")
+      .def(py::init<std::shared_ptr<GuestMemory>, uint32_t, uint64_t, uint64_t, uint64_t, uint64_t, uint16_t>(),
+           py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"), py::arg("used"), py::kw_only(),
+           py::arg("features") = 0, py::arg("last_avail") = 0)
+      .def("pop", &DeviceRing::pop,
+           "Take the next available chain, or None.\n\n"
+           "Every rule of VIRTIO 1.2, 2.7 is checked: GuestError when one is broken, and from then on, as `broken` says.")
+      .def("push_used", &DeviceRing::push_used, py::arg("head"), py::arg("n"),
+           "Write a used element: chain `head`, `n` bytes written. publish() shows it. (2.7.8)")
+      .def("publish", &DeviceRing::publish, "Show the driver what was pushed; returns how many elements. A release store.")
+      .def("should_notify", &DeviceRing::should_notify,
+           "Whether the driver wants to be told of what was published since the last question. (2.7.7.2)")
+      .def_property_readonly("broken", &DeviceRing::broken, "Why the ring is broken, in a sentence; None when it is not.");
+
+  py::class_<PyDriverRing>(
+      m, "DriverRing",
+      "Driver side of a split virtqueue in `mem`; ring addresses are guest-physical.\n\n"
+      "`start` is where both indices begin. Indirect tables live in a region of their own that is added to `mem`. One\n"
+      "thread at a time. Raises as SplitRing does.")
+      .def(py::init<std::shared_ptr<GuestMemory>, uint32_t, uint64_t, uint64_t, uint64_t, uint64_t, uint16_t>(),
+           py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"), py::arg("used"), py::kw_only(),
+           py::arg("features") = 0, py::arg("start") = 0)
+      .def("add", &PyDriverRing::add, py::arg("readable"), py::arg("writable"), py::kw_only(),
+           py::arg("indirect") = false,
+           "Put a chain of [(gpa, len), ...] into the ring; its head, or None when there is no room. publish() shows it.")
+      .def("publish", &PyDriverRing::publish, "Show the device what was added; True when it wants a kick. (2.7.13)")
+      .def("take_used", &PyDriverRing::take_used,
+           "Take back the next chain the device is done with: (head, bytes written), or None.\n\n"
+           "Raises GuestError when the device has returned what it was not given.");
+}
+
+}  // namespace vhost_ioat::bindings
