@@ -272,6 +272,7 @@ void IoatModel::inject(Fault fault, uint64_t nth, uint64_t value) {
     case Fault::latency: latency_ = std::chrono::nanoseconds(value); return;
     case Fault::bandwidth: bandwidth_ = value; return;
     case Fault::drop_writeback: nth += writebacks_; break;
+    case Fault::drop_interrupt: nth += interrupts_; break;
     case Fault::torn_status: nth += status_reads_; break;
     case Fault::reset_hang: nth += resets_; break;
     case Fault::gone:
@@ -292,6 +293,14 @@ std::optional<uint64_t> IoatModel::due(Fault fault, uint64_t count) noexcept {
   const uint64_t value = found->value;
   faults_.erase(found);
   return value;
+}
+
+/// Counts one event of a kind that can be dropped; true when this one is.
+bool IoatModel::loses(Fault fault, uint64_t& count, uint64_t& to_drop) noexcept {
+  if (const auto lost = due(fault, count++)) to_drop = std::max<uint64_t>(*lost, 1);
+  if (to_drop == 0) return false;
+  --to_drop;
+  return true;
 }
 
 IoatModel::Counters IoatModel::counters() const {

@@ -41,7 +41,9 @@ class IoatModel final : public Mmio {
   };
   enum class Fault : uint8_t {
     error,           // the nth descriptor from now fails with CHANERR bit `value`
+    corrupt,         // the nth descriptor from now writes one byte wrong, and says nothing
     drop_writeback,  // the nth write-back from now is lost, and `value` - 1 more
+    drop_interrupt,  // likewise
     torn_status,     // the nth 8-byte read of CHANSTS has a high half of another moment; below 3.3 only
     stuck,           // the nth descriptor never ends; RESET helps
     reset_hang,      // the nth RESET never clears itself
@@ -107,13 +109,14 @@ class IoatModel final : public Mmio {
   template <typename T>
   void put(uint32_t offset, T value) noexcept;
   std::optional<uint64_t> due(Fault fault, uint64_t count) noexcept;
+  bool loses(Fault fault, uint64_t& count, uint64_t& to_drop) noexcept;
   void ring_doorbell(uint16_t count) noexcept;
 
   // The engine (ioat_model_engine.cpp).
   void run() noexcept;
   bool can_run() const noexcept;
   bool run_one() noexcept;
-  Outcome carry_out(uint64_t address, uint32_t injected) noexcept;
+  Outcome carry_out(uint64_t address, uint32_t injected, bool corrupt) noexcept;
   uint32_t copy(const IovaMap::Access& access, const spec::Descriptor& descriptor) noexcept;
   uint32_t fill(const IovaMap::Access& access, const spec::Descriptor& descriptor) noexcept;
   void account(const Outcome& outcome, uint64_t address) noexcept;
@@ -158,8 +161,9 @@ class IoatModel final : public Mmio {
   bool attention_ = false;
 
   std::vector<ArmedFault> faults_;
-  uint64_t descriptors_started_ = 0, writebacks_ = 0, status_reads_ = 0, resets_ = 0;  // what `nth` counts
-  uint64_t writebacks_to_drop_ = 0;
+  // What `nth` counts.
+  uint64_t descriptors_started_ = 0, writebacks_ = 0, interrupts_ = 0, status_reads_ = 0, resets_ = 0;
+  uint64_t writebacks_to_drop_ = 0, interrupts_to_drop_ = 0;
   bool stuck_ = false, reset_hangs_ = false, gone_ = false;
   std::chrono::nanoseconds latency_{0};
   uint64_t bandwidth_ = 0;

@@ -69,12 +69,13 @@ bool IoatModel::run_one() noexcept {
   if (due(Fault::gone, descriptors_started_)) gone_ = true;
   if (due(Fault::stuck, descriptors_started_)) stuck_ = true;
   if (gone_ || stuck_) return false;
+  const bool corrupt = due(Fault::corrupt, descriptors_started_).has_value();
   const auto injected = due(Fault::error, descriptors_started_++);
   const auto start = bandwidth_ > 0 ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point{};
   const uint64_t address = current_;
   at_work_ = true;
   lock.unlock();
-  const Outcome outcome = carry_out(address, injected ? 1u << *injected : 0);
+  const Outcome outcome = carry_out(address, injected ? 1u << *injected : 0, corrupt);
   lock.lock();
   if (bandwidth_ > 0) wait_bandwidth(lock, start, outcome.bytes);
   at_work_ = false;
@@ -88,7 +89,7 @@ bool IoatModel::run_one() noexcept {
 }
 
 /// Without the lock. Everything is read once from the descriptor, whose owner may change it at any time.
-IoatModel::Outcome IoatModel::carry_out(uint64_t address, uint32_t injected) noexcept {
+IoatModel::Outcome IoatModel::carry_out(uint64_t address, uint32_t injected, bool corrupt) noexcept {
   const IovaMap::Access access(memory_);
   Outcome outcome;
   spec::Descriptor descriptor;
@@ -108,6 +109,8 @@ IoatModel::Outcome IoatModel::carry_out(uint64_t address, uint32_t injected) noe
   } else if (!null) {
     outcome.errors = op == spec::control::op_fill ? fill(access, descriptor) : copy(access, descriptor);
     outcome.bytes = outcome.errors ? 0 : descriptor.size;
+    uint64_t one = 1;
+    if (uint8_t* to = corrupt ? access.at(descriptor.dst, one, dst_hint_) : nullptr) *to ^= 0xff;
   }
   return outcome;
 }
@@ -183,11 +186,7 @@ void IoatModel::halt(uint32_t errors) noexcept {
 }
 
 void IoatModel::write_back() noexcept {
-  if (const auto lost = due(Fault::drop_writeback, writebacks_++)) writebacks_to_drop_ = std::max<uint64_t>(*lost, 1);
-  if (writebacks_to_drop_ > 0) {
-    --writebacks_to_drop_;
-    return;
-  }
+  if (loses(Fault::drop_writeback, writebacks_, writebacks_to_drop_)) return;
   const uint64_t address = register64(spec::CHANCMP);
   const IovaMap::Access access(memory_);
   uint64_t len = sizeof(uint64_t);
@@ -209,6 +208,7 @@ void IoatModel::raise_interrupt() noexcept {
   }
   control_ |= spec::chanctrl::int_rearm;
   attention_ = true;
+  if (loses(Fault::drop_interrupt, interrupts_, interrupts_to_drop_)) return;
   ++counters_.interrupts;
   ++interrupts_to_fire_;
 }
