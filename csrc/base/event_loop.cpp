@@ -8,6 +8,7 @@
 
 #include <array>
 #include <atomic>
+#include <exception>
 #include <future>
 #include <map>
 #include <mutex>
@@ -164,16 +165,18 @@ void Loop::post(Callback callback) {
 void Loop::run(const Callback& callback) {
   if (forked()) return;
   if (on_loop_thread()) return callback();
+  std::exception_ptr problem;
   const auto done = std::make_shared<std::promise<void>>();  // shared: the waiter may go on before set_value() returns
-  post([&callback, done] {
+  post([&callback, &problem, done] {
     try {
       callback();
-      done->set_value();
     } catch (...) {
-      done->set_exception(std::current_exception());
+      problem = std::current_exception();
     }
+    done->set_value();
   });
   done->get_future().get();
+  if (problem) std::rethrow_exception(problem);
 }
 
 void Loop::run_posted() {

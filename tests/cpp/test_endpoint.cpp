@@ -99,8 +99,9 @@ struct Port final : EndpointOwner, Device {
     REQUIRE(changed.wait_for(lock, 10s, condition));
   }
   std::string wait_gone(size_t count = 1) {
-    wait_for([&] { return gone.size() >= count; });
-    return gone[count - 1];
+    std::string reason;
+    wait_for([&] { return gone.size() >= count && (reason = gone[count - 1], true); });
+    return reason;
   }
 
   std::shared_ptr<EventLoop> loop;
@@ -372,6 +373,7 @@ TEST_CASE("endpoint: a client's trouble is told once") {
     Port other({dir / "third"});
     return Frontend::connect(dir / "third");
   }();
+  port.stop();
   CHECK(port.troubles.size() == 1);
   CHECK(port.troubles[0].find("Not a directory") != std::string::npos);
 }
