@@ -193,8 +193,9 @@ class DriverRing {
   }
 
   UsedElement used_element() const noexcept {
-    const auto both = load_relaxed<uint64_t>(used_ + 4 + 8 * size_t{last_used_.slot(mask_)});
-    return {static_cast<uint32_t>(both), static_cast<uint32_t>(both >> 32)};
+    // Two loads: an element is aligned to 4 bytes, not to 8.
+    const uint8_t* element = used_ + 4 + 8 * size_t{last_used_.slot(mask_)};
+    return {load_relaxed<uint32_t>(element), load_relaxed<uint32_t>(element + 4)};
   }
 
   bool given(uint32_t id) noexcept {
