@@ -24,6 +24,18 @@ struct Region {
   }
 };
 
+/// The part of a region that translating needs, by value: a loop keeps it in registers.
+struct Window {
+  uint64_t gpa = 0, size = 0;
+  uint8_t* host = nullptr;
+
+  static Window of(const Region* region) { return region ? Window{region->gpa, region->size, region->host} : Window{}; }
+  uint8_t* translate(uint64_t address, uint64_t len) const noexcept {
+    const uint64_t offset = address - gpa;  // wraps to something large below gpa
+    return offset < size && len <= size - offset ? host + offset : nullptr;
+  }
+};
+
 /// A host range that a guest range translates to.
 struct Piece {
   uint8_t* host;

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <bit>
 #include <cstdint>
+#include <cstring>
 
 namespace vhost_ioat::port {
 
@@ -42,15 +43,32 @@ struct QueueCounters {
   Counter missed;       // rx: dropped from a started but disabled ring
   Counter nombuf;       // rx: the packet arena was exhausted
   Counter notifications, notifications_suppressed, notification_errors;
+};
 
-  /// Class and size of one accepted packet. Reads 6 bytes of it.
-  void classify(const uint8_t* packet, uint32_t len) noexcept {
-    sizes[size_bucket(len)].add(1);
-    if (len >= 6 && (packet[0] & 1)) [[unlikely]] {
-      bool all_ones = packet[0] == 0xff && packet[1] == 0xff && packet[2] == 0xff && packet[3] == 0xff &&
-                      packet[4] == 0xff && packet[5] == 0xff;
-      (all_ones ? broadcast : multicast).add(1);
-    }
+/// What the packets of one burst add to the counters, kept on the stack until it ends.
+struct Tally {
+  uint32_t packets = 0, multicast = 0, broadcast = 0;
+  uint64_t bytes = 0;
+  std::array<uint32_t, 8> sizes{};
+
+  /// Reads the destination address of the packet.
+  void count(const uint8_t* packet, uint32_t len) noexcept {
+    ++packets;
+    bytes += len;
+    ++sizes[size_bucket(len)];
+    if (packet[0] & 1) [[unlikely]] classify(packet, len);
+  }
+  void add_classes_to(QueueCounters& counters) const noexcept {
+    for (size_t i = 0; i < sizes.size(); ++i)
+      if (sizes[i] != 0) counters.sizes[i].add(sizes[i]);
+    if (multicast != 0) counters.multicast.add(multicast);
+    if (broadcast != 0) counters.broadcast.add(broadcast);
+  }
+
+ private:
+  [[gnu::noinline]] void classify(const uint8_t* packet, uint32_t len) noexcept {
+    constexpr uint8_t ones[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+    ++(len >= 6 && std::memcmp(packet, ones, 6) == 0 ? broadcast : multicast);
   }
 };
 

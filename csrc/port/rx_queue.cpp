@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/copy.hpp"
 #include "virtio/net_header.hpp"
 
 namespace vhost_ioat::port {
@@ -14,8 +15,9 @@ using virtio::Feature;
 using virtio::NetHeader;
 
 namespace {
-/// How far ahead of the copy a packet's first bytes are fetched.
-constexpr uint32_t prefetch_ahead = 4;
+/// A burst of packets in many pieces ends early rather than need more scratch; a single packet in more is malformed.
+constexpr uint32_t extra_pieces = 4096;
+constexpr uint32_t prefetch_ahead = 8;  // descriptors
 }  // namespace
 
 void RxQueue::setup(RingSetup setup) {
@@ -24,53 +26,96 @@ void RxQueue::setup(RingSetup setup) {
   setup_ring(std::move(setup));
   if (!running) return;
   packets_.resize(size);
-  // Room for a burst of packets of many pieces; a burst ends early rather than exceed it, and a single packet in more
-  // pieces than this is malformed.
-  pieces_.resize(size + 4096);
+  extents_.resize(size);
+  pieces_.resize(size + extra_pieces);
 }
 
-void RxQueue::inject(const uint8_t* frame, uint32_t len) { injected_.assign(frame, frame + len); }
+Burst RxQueue::dequeue(memory::PacketArena& arena, uint32_t n) noexcept {
+  if (!running_) return {};
+  const bool injecting = !injected_.empty();
+  uint32_t waiting = ring_.available();
+  if (waiting < n) waiting = ring_.look_again();
+  if (waiting == 0 && !injecting) return {};
 
-/// The common case: one readable descriptor, header and packet behind each other.
-inline bool RxQueue::read_simple(uint16_t head, Packet& packet) noexcept {
-  if (head >= ring_.size()) [[unlikely]] return false;
-  const virtio::SplitRing::Entry d = ring_.descriptor(head);
-  if ((d.flags & (virtio::DESC_F_NEXT | virtio::DESC_F_WRITE | virtio::DESC_F_INDIRECT)) != 0 ||
-      d.len <= header_size_ || d.len - header_size_ > virtio::max_packet || piece_count_ == pieces_.size())
-    return false;
-  uint8_t* at = memory_->translate(d.addr, d.len, hint_);
-  if (!at) [[unlikely]] return false;
-  packet.len = d.len - header_size_;
-  packet.first_piece = piece_count_;
-  packet.pieces = 1;
-  packet.good = accept_header(packet, virtio::load_once_u64(at), virtio::load_once_u16(at + 8));
-  pieces_[piece_count_++] = {at + header_size_, packet.len};
-  return true;
+  uint32_t rows = injecting, longest = static_cast<uint32_t>(injected_.size());
+  const uint32_t taken = read_chains(std::min(waiting, n - rows), rows, longest);
+  Burst burst;
+  if (!enabled_) {
+    // A disabled ring's packets are dropped, not left waiting (vhost-user, "Ring states").
+    counters.missed.add(rows - injecting);
+    drop(taken);
+  } else if (rows == 0) {
+    drop(taken);
+  } else {
+    burst = Burst::allocate(arena, rows, longest);
+    if (!burst.block) {  // nothing was consumed: the packets wait for memory
+      counters.nombuf.add(1);
+      return burst;
+    }
+    fill(burst, taken);
+  }
+  return burst;
 }
 
-bool RxQueue::read_chain(uint16_t head, Packet& packet) noexcept {
-  alignas(8) uint8_t header[10];
+/// First pass: as many chains as one burst may hold. Returns how many were read, `rows` of them with a packet to show.
+uint32_t RxQueue::read_chains(uint32_t n, uint32_t& rows, uint32_t& longest) noexcept {
+  const virtio::SplitRing::Reader ring = ring_.reader();
+  memory::Window window = memory::Window::of(hint_);
+  Packet* const packets = packets_.data();
+  const uint32_t header_size = header_size_;
+  piece_count_ = 0;
+  for (uint32_t k = 0; k < std::min(n, prefetch_ahead); ++k) ring.prefetch(ring.head(k));
+  uint32_t taken = 0;
+  for (; taken < n; ++taken) {
+    ring.prefetch(ring.head(taken + prefetch_ahead));  // behind the last one: any descriptor, harmless
+    Packet& packet = packets[taken];
+    packet.head = ring.head(taken);
+    const auto d = packet.head < ring.size ? ring.descriptor(packet.head) : virtio::SplitRing::Entry{};
+    const uint32_t len = d.len - header_size;
+    constexpr uint16_t special = virtio::DESC_F_NEXT | virtio::DESC_F_WRITE | virtio::DESC_F_INDIRECT;
+    uint8_t* host = window.translate(d.addr, d.len);
+    if (!host && d.len != 0) {
+      host = memory_->translate(d.addr, d.len, hint_);
+      window = memory::Window::of(hint_);
+    }
+    if (host && (d.flags & special) == 0 && len - 1 < virtio::max_packet) [[likely]] {
+      __builtin_prefetch(host);
+      packet.host = host;
+      packet.len = len;
+      packet.shape = Shape::simple;
+    } else {
+      if (!read_chain(taken)) break;
+      if (packet.shape == Shape::malformed) continue;
+    }
+    const uint32_t longer = std::max(longest, packet.len);
+    if (rows != 0 && size_t{rows + 1} * Burst::stride_for(longer) > Burst::max_bytes) break;
+    longest = longer;
+    ++rows;
+  }
+  return taken;
+}
+
+/// Any chain. False: the ring broke, or the scratch is full and the next burst takes this one.
+bool RxQueue::read_chain(uint32_t k) noexcept {
+  Packet& packet = packets_[k];
+  alignas(8) uint8_t header[10] = {};
   uint32_t header_got = 0, skip = header_size_;
   uint64_t bytes = 0;
   bool scratch_full = false, too_long = false;
-  packet.first_piece = piece_count_;
+  const uint32_t first_piece = piece_count_;
   auto take = [&](uint8_t* host, uint32_t len) {
-    if (skip != 0) {
-      const uint32_t n = std::min(skip, len);
-      for (uint32_t i = 0; i < n && header_got < sizeof header; ++i)
-        header[header_got++] = *static_cast<volatile const uint8_t*>(host + i);
-      skip -= n;
-      host += n;
-      len -= n;
-    }
-    if (len == 0) return true;
+    const uint32_t n = std::min(skip, len);
+    for (uint32_t i = 0; i < n && header_got < sizeof header; ++i)
+      header[header_got++] = *static_cast<volatile const uint8_t*>(host + i);
+    skip -= n;
+    if (len == n) return true;
     if (piece_count_ == pieces_.size()) return false;
-    pieces_[piece_count_++] = {host, len};
+    pieces_[piece_count_++] = {host + n, len - n};
     return true;
   };
-  const bool walked = ring_.walk(head, *memory_, hint_, [&](uint64_t addr, uint32_t len, bool writable) {
+  const bool walked = ring_.walk(packet.head, *memory_, hint_, [&](uint64_t addr, uint32_t len, bool writable) {
     if (writable) {
-      ring_.set_fault({Fault::Kind::direction, head, 0});
+      ring_.set_fault({Fault::Kind::direction, packet.head, 0});
       return false;
     }
     bytes += len;
@@ -82,125 +127,107 @@ bool RxQueue::read_chain(uint16_t head, Packet& packet) noexcept {
     }
     memory::Piece crossing[memory::RegionTable::max_regions];
     const size_t n = memory_->pieces(addr, len, crossing);
-    if (n == 0) {
-      ring_.set_fault({Fault::Kind::unmapped, addr, len});
-      return false;
-    }
+    if (n == 0) ring_.set_fault({Fault::Kind::unmapped, addr, len});
     for (size_t i = 0; i < n && !scratch_full; ++i)
       scratch_full = !take(crossing[i].host, static_cast<uint32_t>(crossing[i].len));
-    return !scratch_full;
+    return n != 0 && !scratch_full;
   });
   if (!walked || ring_.fault()) return false;
-  if (scratch_full && packet.first_piece != 0) {  // let the next burst take it
-    piece_count_ = packet.first_piece;
+  if (scratch_full && first_piece != 0) {
+    piece_count_ = first_piece;
     return false;
   }
-  packet.pieces = piece_count_ - packet.first_piece;
+  packet.host = nullptr;
   packet.len = bytes > header_size_ ? static_cast<uint32_t>(bytes - header_size_) : 0;
-  // A chain that holds no byte of a packet is consumed, counted, and the queue goes on.
-  packet.good = !scratch_full && !too_long && packet.len != 0 &&
-                accept_header(packet, virtio::load_once_u64(header), virtio::load_once_u16(header + 8));
+  // A chain that holds no byte of a packet, or too many, is consumed and counted, and the queue goes on.
+  packet.shape = scratch_full || too_long || packet.len == 0 ? Shape::malformed : Shape::pieces;
+  extents_[k] = {first_piece, piece_count_ - first_piece, virtio::load_once_u64(header), virtio::load_once_u16(header + 8)};
   return true;
 }
 
-/// Unpacks the header from its one copy; asks for nothing that was not negotiated. False: the packet is malformed.
-inline bool RxQueue::accept_header(Packet& packet, uint64_t word, uint16_t csum_offset) const noexcept {
-  NetHeader& h = packet.header;
-  if ((word & 0xffff) == 0) [[likely]] {
-    h = {};
-    return true;
-  }
-  std::memcpy(static_cast<void*>(&h), &word, sizeof word);
-  h.csum_offset = csum_offset;
-  h.flags &= features_.has(Feature::CSUM) ? virtio::NET_HDR_F_NEEDS_CSUM : uint8_t{0};
-  return virtio::valid(h, packet.len) && virtio::may_send_segment(features_, h);
-}
-
-inline bool RxQueue::read(uint32_t k, Packet& packet) noexcept {
-  const uint16_t head = ring_.head(k);
-  packet.head = head;
-  return read_simple(head, packet) || read_chain(head, packet);
-}
-
-/// First pass. Returns how many heads were read, of which `good` carry a packet for the burst.
-uint32_t RxQueue::gather(uint32_t n, uint32_t& good, uint32_t& longest) noexcept {
-  uint32_t taken = 0;
-  piece_count_ = 0;
-  for (uint32_t k = 0; k < std::min(n, 8u); ++k) ring_.prefetch_descriptor(ring_.head(k));
-  for (; taken < n; ++taken) {
-    if (taken + 8 < n) ring_.prefetch_descriptor(ring_.head(taken + 8));
-    Packet& packet = packets_[taken];
-    if (!read(taken, packet)) break;
-    if (!packet.good) continue;
-    const uint32_t longer = std::max(longest, packet.len);
-    if (good != 0 && size_t{good + 1} * Burst::stride_for(longer) > Burst::max_bytes) break;
-    longest = longer;
-    ++good;
-  }
-  return taken;
-}
-
-inline void RxQueue::copy(const Packet& packet, uint8_t* to) const noexcept {
-  for (uint32_t i = 0; i < packet.pieces; ++i) {
-    const memory::Piece& piece = pieces_[packet.first_piece + i];
-    std::memcpy(to, piece.host, piece.len);
-    to += piece.len;
-  }
-}
-
-Burst RxQueue::dequeue(memory::PacketArena& arena, uint32_t n) noexcept {
-  const bool injecting = !injected_.empty();
-  if (!running_ || (!injecting && ring_.available() == 0)) return {};
-  uint32_t waiting = ring_.available();
-  if (waiting < n) waiting = ring_.look_again();
-  uint32_t good = injecting, longest = static_cast<uint32_t>(injected_.size());
-  uint32_t taken = gather(std::min(waiting, n - good), good, longest);
-
-  Burst burst;
-  if (good != 0 && enabled_) {
-    burst = Burst::allocate(arena, good, longest);
-    if (!burst.block) {  // nothing consumed: the packets wait for memory
-      counters.nombuf.add(1);
-      return burst;
-    }
-  }
-  uint32_t row = 0;
-  uint64_t bytes = 0;
-  if (burst.block && injecting) {
-    burst.lengths[row] = static_cast<uint32_t>(injected_.size());
-    burst.headers[row] = {};
-    std::memcpy(burst.row(row++), injected_.data(), injected_.size());
+/// Second pass: headers and packets. A packet whose header is not valid is dropped here.
+void RxQueue::fill(Burst& burst, uint32_t taken) noexcept {
+  const Packet* const packets = packets_.data();
+  const uint32_t header_size = header_size_, stride = burst.stride;
+  uint32_t* const lengths = burst.lengths;
+  NetHeader* const headers = burst.headers;
+  uint8_t* to = burst.data;
+  std::memset(static_cast<void*>(headers), 0, sizeof(NetHeader) * burst.count);
+  uint32_t row = 0, malformed = 0;
+  Tally tally;
+  if (!injected_.empty()) {
+    std::memcpy(to, injected_.data(), injected_.size());
+    lengths[row++] = static_cast<uint32_t>(injected_.size());
+    tally.count(to, static_cast<uint32_t>(injected_.size()));
+    to += stride;
     injected_.clear();
   }
   for (uint32_t k = 0; k < taken; ++k) {
-    const Packet& packet = packets_[k];
-    if (k + prefetch_ahead < taken && packets_[k + prefetch_ahead].pieces != 0)
-      __builtin_prefetch(pieces_[packets_[k + prefetch_ahead].first_piece].host);
-    if (!packet.good) {
-      counters.errors.add(1);
-    } else if (!enabled_) {  // a disabled ring's packets are dropped, not left waiting (vhost-user, "Ring states")
-      counters.missed.add(1);
+    const Packet& packet = packets[k];
+    const uint32_t len = packet.len;
+    if (packet.shape == Shape::simple) [[likely]] {
+      const uint64_t word = virtio::load_once_u64(packet.host);
+      if ((word & 0xffff) != 0 &&
+          !accept_header(headers[row], word, virtio::load_once_u16(packet.host + 8), len)) [[unlikely]] {
+        ++malformed;
+        continue;
+      }
+      copy_packet(to, packet.host + header_size, len);
     } else {
-      copy(packet, burst.row(row));
-      burst.lengths[row] = packet.len;
-      burst.headers[row] = packet.header;
-      counters.classify(burst.row(row), packet.len);
-      bytes += packet.len;
-      ++row;
+      const Extent& extent = extents_[k];
+      if (packet.shape == Shape::malformed || !accept_header(headers[row], extent.header, extent.csum_offset, len)) {
+        ++malformed;
+        continue;
+      }
+      uint8_t* at = to;
+      for (uint32_t i = 0; i < extent.pieces; ++i) {
+        const memory::Piece& piece = pieces_[extent.first_piece + i];
+        copy_packet(at, piece.host, piece.len);
+        at += piece.len;
+      }
     }
-    ring_.push_used(packet.head, 0);
+    lengths[row++] = len;
+    tally.count(to, len);
+    to += stride;
   }
+  burst.count = row;
+  if (row == 0) burst = {};
+  if (malformed != 0) counters.errors.add(malformed);
+  counters.packets.add(tally.packets);
+  counters.bytes.add(tally.bytes);
+  tally.add_classes_to(counters);
+  give_back(taken);
+}
+
+/// Asks for nothing that was not negotiated. False: the packet is malformed. `header` is zero before.
+bool RxQueue::accept_header(NetHeader& header, uint64_t word, uint16_t csum_offset, uint32_t len) const noexcept {
+  if ((word & 0xffff) == 0) return true;
+  NetHeader h;
+  std::memcpy(static_cast<void*>(&h), &word, sizeof word);
+  h.csum_offset = csum_offset;
+  h.flags &= features_.has(Feature::CSUM) ? virtio::NET_HDR_F_NEEDS_CSUM : uint8_t{0};
+  if (!virtio::valid(h, len) || !virtio::may_send_segment(features_, h)) return false;
+  header = h;
+  return true;
+}
+
+void RxQueue::drop(uint32_t taken) noexcept {
+  for (uint32_t k = 0; k < taken; ++k)
+    if (packets_[k].shape == Shape::malformed) counters.errors.add(1);
+  give_back(taken);
+}
+
+void RxQueue::give_back(uint32_t taken) noexcept {
+  if (taken == 0) return;
+  virtio::SplitRing::Writer used = ring_.writer();
+  for (uint32_t k = 0; k < taken; ++k) used.push(packets_[k].head, 0);
+  ring_.pushed(used);
   ring_.consume(taken);
-  if (taken != 0) {
-    ring_.publish(ring_.used_next());
-    if (kick_due()) {
-      kick();
-      counters.notifications.add(1);
-    }
+  ring_.publish(ring_.used_next());
+  if (kick_due()) {
+    kick();
+    counters.notifications.add(1);
   }
-  counters.packets.add(row);
-  counters.bytes.add(bytes);
-  return burst;
 }
 
 bool RxQueue::enable_kicks() noexcept {

@@ -5,14 +5,18 @@
 #include <cstring>
 #include <tuple>
 
+#include "base/copy.hpp"
 #include "virtio/net_header.hpp"
 
 namespace vhost_ioat::port {
 
-using virtio::Descriptor;
 using virtio::Fault;
 using virtio::Feature;
 using virtio::NetHeader;
+
+namespace {
+constexpr uint32_t prefetch_ahead = 8;  // descriptors
+}
 
 void TxQueue::set_engine(std::unique_ptr<dma::DmaEngine> engine, uint32_t threshold, Publish publish,
                          memory::Block slots) {
@@ -51,47 +55,71 @@ uint32_t TxQueue::enqueue(const PacketView& view) noexcept {
   if (!in_flight_.empty()) reap();
   if (engine_failed()) return 0;  // until the control thread has stopped the engine, and copied what it did not
   reads_block_ = nullptr;
+  Tally tally;
   uint32_t taken = 0;
-  for (; taken < view.count; ++taken) {
+  for (;;) {
+    taken += enqueue_simple(view, taken, tally);
+    if (taken == view.count) break;
     const uint32_t len = view.length(taken);
-    const uint8_t* packet = view.packet(taken);
-    const NetHeader& header = view.header(taken);
-    if (!enqueue_simple(packet, len, header)) {
-      Fate fate = enqueue_any(view, taken, len);
-      if (fate == Fate::stays) break;
-      if (fate == Fate::dropped) {
-        counters.errors.add(1);
-        continue;
-      }
+    const Fate fate = enqueue_any(view, taken, len);
+    if (fate == Fate::stays) break;
+    if (fate == Fate::sent) {
+      finish_packets(1, len);
+      tally.count(view.packet(taken), len);
+    } else {
+      counters.errors.add(1);
     }
-    finish_packet(len);
-    counters.classify(packet, len);
+    ++taken;
   }
+  tally.add_classes_to(counters);
   finish_burst(view);
   return taken;
 }
 
-/// The common case: one writable descriptor that takes header and packet, copied by the CPU. False: not that case, and
-/// nothing was changed.
-inline bool TxQueue::enqueue_simple(const uint8_t* packet, uint32_t len, const NetHeader& header) noexcept {
-  if (len - 1 >= virtio::max_packet || len >= threshold_ || (header.flags | header.gso_type) != 0) return false;
-  if (ring_.available() == 0 || ring_.used_room() == 0) return false;
-  const uint16_t head = ring_.head(0);
-  if (head >= ring_.size()) [[unlikely]] return false;
-  const virtio::SplitRing::Entry d = ring_.descriptor(head);
-  const uint32_t need = header_size_ + len;
-  if (d.len < need ||
-      (d.flags & (virtio::DESC_F_NEXT | virtio::DESC_F_WRITE | virtio::DESC_F_INDIRECT)) != virtio::DESC_F_WRITE)
-    return false;
-  uint8_t* to = memory_->translate(d.addr, need, hint_);
-  if (!to) [[unlikely]] return false;
-  std::memset(to, 0, 10);
-  if (header_size_ == 12) to[10] = 1, to[11] = 0;  // num_buffers
-  std::memcpy(to + header_size_, packet, len);
-  ring_.push_used(head, need);
-  ring_.consume(1);
-  counters.cpu_bytes.add(len);
-  return true;
+/// A run of packets of the common case, from the i-th on: each fits one writable descriptor and is the CPU's to copy.
+/// Returns how many; what ends the run is left to enqueue_any().
+uint32_t TxQueue::enqueue_simple(const PacketView& view, uint32_t i, Tally& tally) noexcept {
+  const uint32_t first = i;
+  uint32_t room = std::min<uint32_t>(ring_.available(), ring_.used_room());
+  if (room < view.count - i) room = std::min<uint32_t>(ring_.look_again(), ring_.used_room());
+  const uint32_t end = i + std::min(room, view.count - i);
+  const virtio::SplitRing::Reader ring = ring_.reader();
+  virtio::SplitRing::Writer used = ring_.writer();
+  memory::Window window = memory::Window::of(hint_);
+  const uint32_t header_size = header_size_, threshold = std::min(threshold_, virtio::max_packet + 1);
+  const uint64_t bytes_before = tally.bytes;
+  for (uint32_t k = 0; k < std::min(end - i, prefetch_ahead); ++k) ring.prefetch(ring.head(k));
+  for (; i < end; ++i) {
+    ring.prefetch(ring.head(i - first + prefetch_ahead));  // behind the last one: any descriptor, harmless
+    const uint32_t len = view.length(i);
+    const NetHeader& header = view.header(i);
+    const uint16_t head = ring.head(i - first);
+    if (len == 0 || len >= threshold || len > view.stride || (header.flags | header.gso_type) != 0 || head >= ring.size)
+      break;
+    const virtio::SplitRing::Entry d = ring.descriptor(head);
+    constexpr uint16_t special = virtio::DESC_F_NEXT | virtio::DESC_F_WRITE | virtio::DESC_F_INDIRECT;
+    const uint32_t need = header_size + len;
+    if (d.len < need || (d.flags & special) != virtio::DESC_F_WRITE) break;
+    uint8_t* to = window.translate(d.addr, need);
+    if (!to) {
+      to = memory_->translate(d.addr, need, hint_);
+      window = memory::Window::of(hint_);
+      if (!to) break;
+    }
+    const uint8_t* packet = view.packet(i);
+    std::memset(to, 0, 10);
+    if (header_size == 12) to[10] = 1, to[11] = 0;  // num_buffers
+    copy_packet(to + header_size, packet, len);
+    used.push(head, need);
+    tally.count(packet, len);
+  }
+  const uint32_t n = i - first;
+  if (n == 0) return 0;
+  ring_.pushed(used);
+  ring_.consume(n);
+  counters.cpu_bytes.add(tally.bytes - bytes_before);
+  finish_packets(n, tally.bytes - bytes_before);
+  return n;
 }
 
 /// Every case: chains, merged buffers, region borders, offloads, the engine.
@@ -130,7 +158,6 @@ TxQueue::Fate TxQueue::enqueue_any(const PacketView& view, uint32_t i, uint32_t 
   }
   for (uint32_t k = 0; k < head_count_; ++k) ring_.push_used(heads_[k].head, heads_[k].written);
   ring_.consume(head_count_);
-  if (packet_in_flight_) in_flight_.back().used_end = ring_.used_next();
   return Fate::sent;
 }
 
@@ -219,7 +246,7 @@ void TxQueue::copy_payload(const PacketView& view, const uint8_t* packet, uint32
   }
   const bool handed = copy_count_ != 0 && hand_to_engine(std::span(copies_).first(copy_count_));
   chunks([&](uint8_t* dst, const uint8_t* src, uint32_t n) {
-    if (!handed || n < threshold_) std::memcpy(dst, src, n);
+    if (!handed || n < threshold_) copy_packet(dst, src, n);
   });
   counters.cpu_bytes.add(handed ? len - large : len);
   if (!handed && copy_count_ == 0 && engine_ && !offload_ && len >= threshold_) counters.fallback_disabled.add(1);
@@ -254,21 +281,21 @@ void TxQueue::count_refusal(dma::Refusal why) noexcept {
   }
 }
 
-/// Books a packet whose used elements are written: behind one in flight it waits in the list, else it is ready.
-inline void TxQueue::finish_packet(uint32_t len) noexcept {
+/// Books packets whose used elements are written: behind one in flight they wait in the list, else they are ready.
+void TxQueue::finish_packets(uint32_t packets, uint64_t bytes) noexcept {
   if (in_flight_.empty()) [[likely]] {
     ready_ = ring_.used_next();
-    counters.packets.add(1);
-    counters.bytes.add(len);
+    counters.packets.add(packets);
+    counters.bytes.add(bytes);
     return;
   }
   InFlightList::Entry* entry = &in_flight_.back();
   if (!packet_in_flight_ && (entry->pending || entry->index_write)) entry = &in_flight_.push(RingIndex(), {});
   packet_in_flight_ = false;
   entry->used_end = ring_.used_next();
-  entry->packets += 1;
-  entry->bytes += len;
-  pending_packets_.store(pending_packets_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  entry->packets += packets;
+  entry->bytes += bytes;
+  pending_packets_.store(pending_packets_.load(std::memory_order_relaxed) + packets, std::memory_order_relaxed);
 }
 
 void TxQueue::finish_burst(const PacketView& view) noexcept {

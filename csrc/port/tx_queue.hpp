@@ -54,14 +54,14 @@ class TxQueue : public VringQueue {
   enum class Fit : uint8_t { ok, no_buffer, never, fault };
   enum class Fate : uint8_t { sent, dropped, stays };
 
-  bool enqueue_simple(const uint8_t* packet, uint32_t len, const virtio::NetHeader& header) noexcept;
+  uint32_t enqueue_simple(const PacketView& view, uint32_t i, Tally& tally) noexcept;
   Fate enqueue_any(const PacketView& view, uint32_t i, uint32_t len) noexcept;
   Fit reserve(uint32_t need) noexcept;
   void write_at(uint32_t offset, const void* bytes, uint32_t len) noexcept;
   void copy_payload(const PacketView& view, const uint8_t* packet, uint32_t len, bool by_cpu) noexcept;
   bool hand_to_engine(std::span<const dma::Copy> copies) noexcept;
   void note_engine_stats() noexcept;
-  void finish_packet(uint32_t len) noexcept;
+  void finish_packets(uint32_t packets, uint64_t bytes) noexcept;
   void finish_burst(const PacketView& view) noexcept;
   void publish_by_engine() noexcept;
   void publish_by_cpu() noexcept;

@@ -105,7 +105,6 @@ class SplitRing {
   uint16_t head(uint32_t k) const noexcept {
     return load_relaxed<uint16_t>(avail_ + 4 + 2 * size_t{(last_avail_ + k).slot(mask_)});
   }
-  void prefetch_descriptor(uint16_t head) const noexcept { __builtin_prefetch(desc_ + (head & mask_)); }
   void consume(uint32_t n) noexcept { last_avail_ += n; }
 
   struct Entry {
@@ -121,6 +120,41 @@ class SplitRing {
     const Descriptor* d = desc_ + index;
     return unpack(load_relaxed<uint64_t>(&d->addr), load_relaxed<uint64_t>(&d->len));
   }
+
+  /// Reading heads and descriptors of many chains: the same as head() and descriptor(), but by value, so that a loop that
+  /// stores elsewhere keeps it in registers.
+  struct Reader {
+    const Descriptor* desc;
+    const uint8_t* avail;
+    uint32_t size;
+    uint32_t next;  // avail slot, not masked
+
+    uint16_t head(uint32_t k) const noexcept {
+      return load_relaxed<uint16_t>(avail + 4 + 2 * size_t{(next + k) & (size - 1)});
+    }
+    void prefetch(uint16_t head) const noexcept { __builtin_prefetch(desc + (head & (size - 1))); }
+    /// head < size
+    Entry descriptor(uint16_t head) const noexcept {
+      return unpack(load_relaxed<uint64_t>(&desc[head].addr), load_relaxed<uint64_t>(&desc[head].len));
+    }
+  };
+  Reader reader() const noexcept { return {desc_, avail_, size_, last_avail_.value()}; }
+
+  /// Writing used elements of many chains, by value; pushed() takes over what it has done.
+  struct Writer {
+    UsedElement* elements;
+    uint32_t mask;
+    uint32_t next;  // free running
+
+    void push(uint16_t head, uint32_t len) noexcept {
+      // Relaxed: publish() releases it. Two stores, since an element is aligned to 4 bytes, not to 8.
+      UsedElement& element = elements[next++ & mask];
+      store_relaxed<uint32_t>(&element.id, head);
+      store_relaxed<uint32_t>(&element.len, len);
+    }
+  };
+  Writer writer() const noexcept { return {reinterpret_cast<UsedElement*>(used_ + 4), mask_, used_next_.value()}; }
+  void pushed(const Writer& writer) noexcept { used_next_ = RingIndex(static_cast<uint16_t>(writer.next)); }
 
   /// Walks the chain that starts at `head`: sink(addr, len, writable) for each descriptor of non-zero length; the walk
   /// ends early when it returns false. False is returned only for a fault, which breaks the ring.
@@ -142,10 +176,9 @@ class SplitRing {
 
   /// Writes a used element; nobody sees it before publish(). VIRTIO 1.2, 2.7.8.2.
   void push_used(uint16_t head, uint32_t len) noexcept {
-    // Relaxed stores: publish() releases them.
-    auto* element = reinterpret_cast<UsedElement*>(used_ + 4) + used_next_.slot(mask_);
-    store_relaxed<uint64_t>(element, uint64_t{len} << 32 | head);
-    ++used_next_;
+    Writer one = writer();
+    one.push(head, len);
+    pushed(one);
   }
   /// Used elements that fit before those not published yet would be overwritten. An honest driver never has more
   /// buffers out than the ring has entries, so to it this is never less than available().
