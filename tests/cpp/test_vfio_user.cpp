@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <initializer_list>
+#include <random>
 
 #include "dma/vfio_user.hpp"
 #include "doctest/doctest.h"
@@ -431,4 +432,62 @@ TEST_CASE("function-level reset and RESET stop the channel and keep the memory")
     CHECK(spec::state_of(monitor.model.read64(spec::CHANSTS)) == spec::State::halted);
     CHECK(monitor.server.maps() == 1);
   }
+}
+
+TEST_CASE("whatever is sent, nothing breaks and nothing is left behind") {
+  Monitor monitor;
+  const size_t before = testing::open_fds();
+  std::mt19937_64 random(1);
+  const auto any = [&](uint64_t n) { return random() % n; };
+  const auto number = [&]() -> uint64_t {
+    static constexpr uint64_t edges[] = {0, 1, 4096, 0x4000, 0x100000, UINT32_MAX, uint64_t{1} << 47, UINT64_MAX};
+    return any(3) == 0 ? random() >> any(64) : edges[any(std::size(edges))] + (any(4) == 0 ? any(8) - 4 : 0);
+  };
+  size_t drops = 0;
+  {
+    const Ram ram(1 << 20);
+    const UniqueFd eventfd = make_eventfd();
+    for (int i = 0; i < 20'000; ++i) {
+      std::vector<std::byte> payload;
+      const uint64_t words = any(6);
+      for (uint64_t word = 0; word < words; ++word) {
+        const uint64_t value = any(3) == 0 ? any(3) | number() << 32 : number();
+        const auto part = bytes(value);
+        payload.insert(payload.end(), part.begin(), part.end());
+      }
+      if (any(4) == 0) payload.resize(any(payload.size() + 1));
+      const auto command = static_cast<Command>(any(20) == 0 ? any(65536) : 1 + any(13));
+      Header head = monitor.header(command, payload.size());
+      if (any(8) == 0) head.flags = flag_no_reply;
+      if (any(200) == 0) head.flags = static_cast<uint32_t>(number());
+      if (any(200) == 0) head.size = static_cast<uint32_t>(number());
+      std::vector<std::byte> message = bytes(head);
+      message.insert(message.end(), payload.begin(), payload.end());
+      switch (any(6)) {
+        case 0:
+          monitor.put(message, {eventfd.get()});
+          break;
+        case 1:
+          monitor.put(message, {ram.fd.get(), eventfd.get()});
+          break;
+        case 2:
+          monitor.put(message);
+          break;
+        default:
+          monitor.put(message, {ram.fd.get()});
+      }
+      if (!monitor.server.serve(0ms)) {
+        ++drops;
+        monitor.connect();
+        REQUIRE(monitor.ask(Command::version, bytes(Version{0, 1})).header.error == 0);
+      }
+      std::array<std::byte, 65536> replies;
+      while (::recv(monitor.socket.get(), replies.data(), replies.size(), MSG_DONTWAIT) > 0) {
+      }
+    }
+    monitor.connect();
+  }
+  CHECK(drops > 100);
+  CHECK(monitor.server.maps() == 0);
+  CHECK(testing::open_fds() == before);
 }

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
-import re
-import select
 import shutil
 import subprocess
-import time
+import sys
+import tempfile
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
+from interop.console import Console
 from vfio import packages
 
 HERE = Path(__file__).resolve().parent
@@ -66,94 +65,98 @@ def initramfs() -> Path:
     return image
 
 
-class CommandFailed(AssertionError):
-    pass
+class VM(Console):
+    """A guest that boots on entry. `cards` are sockets on which vfio-user servers listen already.
 
-
-class VM:
-    """Boots on entry. `cards` are the sockets of vfio-user servers that listen already."""
+    With `host` the guest sees this machine's file system, read-only, at /host, and may chroot to it. With `bridge` the
+    cards sit behind a bridge to conventional PCI, which puts them into one IOMMU group.
+    """
 
     def __init__(
-        self, *cards: Path | str, iommu: bool = False, machine: str = "q35", memory: int = 512, host: bool = False
+        self,
+        *cards: str,
+        iommu: bool = False,
+        bridge: bool = False,
+        machine: str = "q35",
+        memory: int = 512,
+        host: bool = False,
     ) -> None:
         system = packages.sysroot()
-        kernel = next((system / "boot").glob("vmlinuz-*"))
         command = [
+            "env",  # else QEMU loads the modules of the machine's own QEMU
+            f"QEMU_MODULE_DIR={system / 'usr/lib/x86_64-linux-gnu/qemu'}",
             *packages.loader(system, "qemu-system-x86_64"),
             str(system / "usr/bin/qemu-system-x86_64"),
             *("-L", str(system / "usr/share/qemu"), "-L", str(system / "usr/share/seabios")),
             *("-machine", f"{machine},memory-backend=ram", "-cpu", "max", "-accel", "tcg", "-m", f"{memory}M"),
             *("-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on"),
             *("-nodefaults", "-nographic", "-serial", "stdio"),
-            *("-kernel", str(kernel), "-initrd", str(initramfs())),
-            *("-append", f"console=ttyS0 quiet panic=-1 {'intel_iommu=on' if iommu else ''}"),
+            *("-kernel", str(next((system / "boot").glob("vmlinuz-*"))), "-initrd", str(initramfs())),
+            *("-append", f"console=ttyS0 quiet panic=-1 intel_iommu={'on' if iommu else 'off'}"),
         ]
         if iommu:
             command += ["-device", "intel-iommu,caching-mode=on"]
         if host:
             command += ["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]
-        for card in cards:
-            device = {"driver": "vfio-user-pci", "socket": {"path": str(card), "type": "unix"}}
+        if bridge:
+            command += ["-device", "pcie-pci-bridge,id=bridge"]
+        for slot, card in enumerate(cards, 1):
+            device: dict[str, object] = {"driver": "vfio-user-pci", "socket": {"path": card, "type": "unix"}}
+            if bridge:
+                device |= {"bus": "bridge", "addr": str(slot)}
             command += ["-device", json.dumps(device)]
-        self._command = command
         self._host = host
-        self._text = ""  # what the guest printed and nobody took yet
-        self.log = ""  # all of it
+        super().__init__(command)
 
-    def __enter__(self) -> VM:
-        environment = {**os.environ, "QEMU_MODULE_DIR": str(packages.sysroot() / "usr/lib/x86_64-linux-gnu/qemu")}
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
-        )
+    def __enter__(self) -> Self:
         try:
-            self.wait_boot()
+            self.wait_booted()
         except BaseException:
             self.kill()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def wait_boot(self, timeout: float = 120) -> None:
-        self._until(r"@ready@\s+", timeout)
+    def wait_booted(self, timeout: float = 120) -> None:
+        self.expect(r"@ready@\n", timeout)
         if self._host:
-            self.run("modprobe 9pnet_virtio; modprobe 9p; mount -t 9p -o ro,trans=virtio,cache=loose,msize=262144 host /host")
-            self.run("for d in dev proc sys tmp; do mount --bind /$d /host/$d; done")
+            self.run("modprobe 9pnet_virtio && modprobe 9p")
+            self.run("mount -t 9p -o ro,trans=virtio,cache=loose,msize=262144 host /host")
+            self.run("for folder in dev proc sys tmp; do mount --bind /$folder /host/$folder; done")
 
     def run(self, command: str, *, timeout: float = 60, check: bool = True) -> str:
-        """Runs one shell command line and returns what it printed."""
-        assert self._process.stdin
-        self._process.stdin.write(command.encode() + b"\n")
-        self._process.stdin.flush()
-        text, end = self._until(r"@done (\d+)@\s+", timeout)
+        """Run one line of shell and return what it printed; AssertionError when it fails."""
+        start = self._seen
+        self.send(command)
+        end = self.expect(r"@done (\d+)@\n", timeout)
+        output = self.text[start : end.start()]
         if check and end[1] != "0":
-            raise CommandFailed(f"{command}: exit code {end[1]}\n{text}")
-        return text.replace("\r", "")
+            msg = f"guest: {command!r} ended with {end[1]}:\n{output}"
+            raise AssertionError(msg)
+        return output
 
     def reboot(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.write(b"reboot -f\n")
-        self._process.stdin.flush()
-        self.wait_boot()
+        self.send("reboot -f")
+        self.wait_booted()
 
-    def _until(self, pattern: str, timeout: float) -> tuple[str, re.Match[str]]:
-        assert self._process.stdout
-        end = time.monotonic() + timeout
-        while not (match := re.search(pattern, self._text)):
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0, end - time.monotonic()))
-            data = os.read(self._process.stdout.fileno(), 65536) if ready else b""
-            if not data:
-                why = f"ended with {self._process.wait()}" if ready else f"printed no {pattern!r} within {timeout} s"
-                raise TimeoutError(f"the guest {why}:\n{self.log[-4000:]}")
-            text = data.decode(errors="replace")
-            self._text += text
-            self.log += text
-        before, self._text = self._text[: match.start()], self._text[match.end() :]
-        return before, match
+    def cards(self) -> list[str]:
+        """PCI addresses of the I/OAT cards."""
+        return self.run("cd /sys/bus/pci/devices; grep -lE '0x(0b00|2021)' */device | cut -d/ -f1").split()
+
+    def bind(self, address: str, driver: str) -> None:
+        """Hand a device to a driver, whatever holds it now."""
+        device = f"/sys/bus/pci/devices/{address}"
+        self.run(f"echo {driver} > {device}/driver_override")
+        self.run(f"[ ! -e {device}/driver ] || echo {address} > {device}/driver/unbind")
+        self.run(f"modprobe {driver}")
+        self.run(f"[ -e {device}/driver ] || echo {address} > /sys/bus/pci/drivers_probe")
+
+    def python(self, script: str, *, timeout: float = 60, check: bool = True) -> str:
+        """Run a Python script with the interpreter and the packages of the test itself; needs `host`."""
+        with tempfile.NamedTemporaryFile("w", suffix=".py", dir=packages.CACHE) as file:
+            file.write(script)
+            file.flush()
+            Path(file.name).chmod(0o644)
+            return self.run(f"chroot /host {sys.executable} {file.name}", timeout=timeout, check=check)
+
+    def driver(self, address: str) -> str:
+        return Path(self.run(f"readlink /sys/bus/pci/devices/{address}/driver || true").strip()).name

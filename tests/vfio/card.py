@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A virtual I/OAT card served by a thread of the test, so that the test sees and disturbs the device itself."""
+
+from __future__ import annotations
+
+import threading
+from typing import Self
+
+from vhost_ioat import dma
+from vhost_ioat.vfio_user import serve
+
+
+class Card:
+    """`model` on the vfio-user socket `path`, from entry to exit."""
+
+    def __init__(self, path: str, device_id: int = 0x0B00, cbver: int = 0x34) -> None:
+        self.path = path
+        self.model = dma.IoatModel(device_id, cbver, mode="threaded")
+        self.maps = 0
+        self._stop = threading.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        def watch(_: dma.IoatModel, server: dma.VfioUserServer) -> bool:
+            self._ready.set()
+            self.maps = server.maps
+            return self._stop.is_set()
+
+        serve(self.path, self.model, watch=watch)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
