@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include <algorithm>
 #include <cinttypes>
 #include <utility>
 
@@ -22,6 +23,18 @@ memory::Region map_region(const wire::MemRegion& region, const UniqueFd& fd) {
   return {region.gpa, region.size, region.uva, host, std::move(mapping)};
 }
 
+bool is_there(const memory::RegionTable& table, const wire::MemRegion& wanted) {
+  return std::ranges::any_of(table.regions(), [&](const memory::Region& region) {
+    return region.gpa == wanted.gpa && region.uva == wanted.uva && region.size == wanted.size;
+  });
+}
+
+bool is_free(const memory::RegionTable& table, const wire::MemRegion& wanted) {
+  return std::ranges::none_of(table.regions(), [&](const memory::Region& region) {
+    return region.gpa < wanted.gpa ? wanted.gpa - region.gpa < region.size : region.gpa - wanted.gpa < wanted.size;
+  });
+}
+
 }  // namespace
 
 /// The whole table anew. The old one stays with whoever still reads it.
@@ -37,8 +50,10 @@ void BackendSession::set_mem_table() {
   change_memory(memory::RegionTable(std::move(regions)));
 }
 
+/// QEMU 7.2 says each addition and each removal once for every queue pair; the first time does it.
 void BackendSession::add_mem_region() {
   const auto region = request_->body<wire::SingleMemRegion>().region;
+  if (config_.queue_pairs > 1 && is_there(*state_.memory, region)) return;
   const auto present = state_.memory->regions();
   if (present.size() >= memory::RegionTable::max_regions) {
     throw Error(format("all %zu memory slots are taken", memory::RegionTable::max_regions));
@@ -52,6 +67,7 @@ void BackendSession::add_mem_region() {
 /// A front end may send an fd along; it is closed with the message. The mmap offset says nothing here.
 void BackendSession::remove_mem_region() {
   const auto region = request_->body<wire::SingleMemRegion>().region;
+  if (config_.queue_pairs > 1 && is_free(*state_.memory, region)) return;
   change_memory(state_.memory->without(region.gpa, region.uva, region.size));
 }
 

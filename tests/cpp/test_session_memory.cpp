@@ -77,7 +77,7 @@ TEST_CASE("session memory: a table that cannot be had leaves the old one, no map
 }
 
 TEST_CASE("session memory: 509 regions are added one by one, the next is refused, and each can go") {
-  SessionBench bench;
+  SessionBench bench({.queue_pairs = 1});
   bench.negotiate();
   GuestFile file(page);
   const size_t fds = open_fds();
@@ -111,6 +111,33 @@ TEST_CASE("session memory: the limit counts what is there already") {
   bench.refused(file.add({2 * page, 2 * page, 2 * page, 0}), "max_guest_mem");
   bench.refused(file.add({page, page, 0x90000, 0}), "overlap");
   REQUIRE(bench.send(file.add({2 * page, page, 2 * page, 0})) == Next::proceed);
+}
+
+TEST_CASE("session memory: each queue pair may say additions and removals again, as QEMU 7.2 does") {
+  GuestFile file(2 * page);
+  const wire::MemRegion region{page, page, 0x40000000, 0};
+  const auto removal_of = [](wire::MemRegion gone) {
+    return Message(Request::REM_MEM_REG, wire::SingleMemRegion{0, gone});
+  };
+  SessionBench two_pairs;
+  two_pairs.negotiate();
+  REQUIRE(two_pairs.send(file.add(region)) == Next::proceed);
+  const auto table = two_pairs.session.state().memory;
+  REQUIRE(two_pairs.send(file.add(region)) == Next::proceed);
+  CHECK(two_pairs.session.state().memory == table);
+  two_pairs.refused(file.add({page, page, 0x50000000, 0}), "overlap in GPA");
+  two_pairs.refused(removal_of({page, page, 0x50000000, 0}), "no memory region");
+  two_pairs.refused(removal_of({0, page + 1, 0x40000000, 0}), "no memory region");
+  REQUIRE(two_pairs.send(removal_of(region)) == Next::proceed);
+  CHECK(two_pairs.session.state().memory->regions().empty());
+  REQUIRE(two_pairs.send(removal_of(region)) == Next::proceed);
+
+  SessionBench one_pair({.queue_pairs = 1});
+  one_pair.negotiate();
+  REQUIRE(one_pair.send(file.add(region)) == Next::proceed);
+  one_pair.refused(file.add(region), "overlap");
+  REQUIRE(one_pair.send(removal_of(region)) == Next::proceed);
+  one_pair.refused(removal_of(region), "no memory region");
 }
 
 TEST_CASE("session memory: memory in use outlives the table") {
