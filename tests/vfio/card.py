@@ -7,7 +7,6 @@ import threading
 from typing import Self
 
 from vhost_ioat import dma
-from vhost_ioat.vfio_user import serve
 
 
 class Card:
@@ -22,12 +21,12 @@ class Card:
         self._thread = threading.Thread(target=self._serve)
 
     def _serve(self) -> None:
-        def watch(_: dma.IoatModel, server: dma.VfioUserServer) -> bool:
+        def watch(maps: int) -> bool:
             self._ready.set()
-            self.maps = server.maps
+            self.maps = maps
             return self._stop.is_set()
 
-        serve(self.path, self.model, watch=watch)
+        dma.serve(self.path, self.model, watch=watch)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .. import __version__, dma
+from .. import __version__
 from ..errors import VhostIoatError
 from . import demo as demo_command
 from . import devices as devices_command
 from . import fwd as fwd_command
+from . import ioat_device as device_command
 
 app = typer.Typer(
     name="vhost-ioat",
@@ -92,13 +93,29 @@ def devices() -> None:
     devices_command.run(Console())
 
 
+def _number(text: str) -> int:
+    return int(text, 0)
+
+
 @app.command("ioat-device")
 def ioat_device(
-    path: Annotated[str, typer.Argument(help="Socket that a virtual machine connects to (vfio-user).")],
+    path: Annotated[str, typer.Argument(metavar="SOCKET", help="Where virtual machines connect (vfio-user).")],
+    device_id: Annotated[int, typer.Option(parser=_number, metavar="ID", help="PCI device id: 0x0b00 or 0x2021.")] = 0x0B00,
+    cbver: Annotated[
+        int | None, typer.Option(parser=_number, metavar="VERSION", help="0x34 is 3.4; by default that of the id.")
+    ] = None,
+    latency: Annotated[
+        str | None, typer.Option(metavar="TIME", help="From a doorbell to the first fetch, as 20ms.")
+    ] = None,
+    bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="At most, as 4GB/s.")] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND[=VALUE][@NTH]", help="May be given several times: " + ", ".join(device_command.FAULTS)),
+    ] = None,
 ) -> None:
-    """Serve the software I/OAT engine as a PCI card for a virtual machine; Ctrl-C ends it."""
+    """Serve the software I/OAT as a PCI card for virtual machines; Ctrl-C ends it."""
     try:
-        dma.serve(path)
+        device_command.run(path, device_id, cbver, latency, bandwidth, fault or [], Console())
     except (VhostIoatError, OSError) as error:
         raise _end(error) from None
     except KeyboardInterrupt:

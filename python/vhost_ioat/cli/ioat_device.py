@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`vhost-ioat ioat-device`: the software I/OAT as a PCI card for virtual machines, with its counters and its faults."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from rich.console import Console
+
+from .. import dma
+from ..errors import ConfigError
+
+VERSIONS = {0x0B00: 0x34, 0x2021: 0x33}  # of the others: 3.2
+FAULTS = (
+    "error",
+    "corrupt",
+    "drop_writeback",
+    "drop_interrupt",
+    "torn_status",
+    "stuck",
+    "reset_hang",
+    "gone",
+)
+_UNITS = {
+    "latency": {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1},
+    "bandwidth": {"GB/s": 10**9, "MB/s": 10**6, "kB/s": 10**3, "B/s": 1},
+}
+
+
+def amount(kind: str, text: str) -> int:
+    """`20ms` in nanoseconds, `4GB/s` in bytes per second."""
+    units = _UNITS[kind]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(\D+)", text)
+    if not match or match[2] not in units:
+        raise ConfigError(f"{kind} {text!r}: write a number and a unit, one of {', '.join(units)}")
+    return round(float(match[1]) * units[match[2]])
+
+
+def fault(text: str) -> tuple[str, int, int]:
+    """KIND[=VALUE][@NTH] as kind, value and nth. `error` without a value is a read error (CHANERR bit 8)."""
+    match = re.fullmatch(r"([a-z_-]+)(?:=(\d+))?(?:@(\d+))?", text)
+    kind = match[1].replace("-", "_") if match else ""
+    if not match or kind not in FAULTS:
+        raise ConfigError(f"fault {text!r}: write KIND, KIND@NTH or KIND=VALUE@NTH, where KIND is {', '.join(FAULTS)}")
+    default = 8 if kind == "error" else 0
+    return kind, int(match[2]) if match[2] else default, int(match[3] or 0)
+
+
+def run(
+    path: str,
+    device_id: int,
+    cbver: int | None,
+    latency: str | None,
+    bandwidth: str | None,
+    faults: list[str],
+    console: Console,
+) -> None:
+    """Serve until Ctrl-C, and print the counters when they have changed, at most once a second."""
+    version = cbver if cbver is not None else VERSIONS.get(device_id, 0x32)
+    model = dma.IoatModel(device_id, version, mode="threaded")
+    if latency:
+        model.inject("latency", value=amount("latency", latency))
+    if bandwidth:
+        model.inject("bandwidth", value=amount("bandwidth", bandwidth))
+    for kind, value, nth in map(fault, faults):
+        model.inject(kind, nth=nth, value=value)
+    shown, shown_at = "", 0.0
+
+    def watch(maps: int) -> None:
+        nonlocal shown, shown_at
+        line = " ".join(f"{name}={value}" for name, value in model.counters().items()) + f" maps={maps}"
+        if line != shown and time.monotonic() - shown_at >= 1:
+            console.print(line, highlight=False, soft_wrap=True)
+            shown, shown_at = line, time.monotonic()
+
+    console.print(
+        f"8086:{device_id:04x}, version {version >> 4}.{version & 15}, at {path}; give it to a virtual machine with\n"
+        f'  -device \'{{"driver":"vfio-user-pci","socket":{{"path":"{path}","type":"unix"}}}}\'',
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    dma.serve(path, model, watch=watch)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The software I/OAT as a PCI card for virtual machines (vfio-user)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ._core.dma import IoatModel, VfioUserServer
+
+__all__ = ["serve"]
+
+logger = logging.getLogger("vhost_ioat")
+
+TURN = 0.2  # seconds between two looks for Ctrl-C and two calls of `watch`
+
+
+@contextlib.contextmanager
+def _listener(path: str) -> Iterator[socket.socket]:
+    """A listening socket file that takes the place of one nobody serves any more, and is gone at the end."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        try:
+            listening.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or _is_served(path):
+                raise OSError(error.errno, error.strerror, path) from None
+            Path(path).unlink()
+            listening.bind(path)
+        mine = Path(path).stat().st_ino
+        Path(path).chmod(0o600)
+        listening.listen()
+        listening.settimeout(TURN)
+        try:
+            yield listening
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                if Path(path).stat().st_ino == mine:
+                    Path(path).unlink()
+
+
+def _is_served(path: str) -> bool:
+    if not Path(path).is_socket():
+        return True  # a file of somebody's: not ours to take away
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(path) != errno.ECONNREFUSED
+
+
+def serve(path: str, model: IoatModel | None = None, *, watch: Callable[[int], object] | None = None) -> None:
+    """Present a software I/OAT as a PCI card to the virtual machines that connect to `path`; blocks.
+
+    One machine has the card at a time, others wait for it to leave. A machine may reboot, reset the card or vanish: the
+    next one finds the card as after power-on. Guest memory must be shared (`memory-backend-memfd,share=on`).
+
+    Args:
+        path: The vfio-user socket, made here, readable by its owner only, and taken away at the end.
+        model: The device; by default `IoatModel(mode="threaded")`, an Ice Lake channel. Its faults apply to the guest.
+        watch: Called about five times a second, on the calling thread, with the number of mappings that the guest has
+            made; a true answer ends serving.
+
+    Raises:
+        OSError: The socket cannot be made, or is served by another process.
+        KeyboardInterrupt: Ctrl-C, with nothing left behind.
+    """
+    if model is None:
+        model = IoatModel(mode="threaded")
+    server = VfioUserServer(model)
+    connected = False
+    with _listener(path) as listening:
+        while not (watch and watch(server.maps)):
+            if connected:
+                connected = server.serve(TURN)
+                if not connected:
+                    logger.info("%s: the card is free again: %s", path, server.why)
+                continue
+            with contextlib.suppress(TimeoutError):
+                connection, _ = listening.accept()
+                server.attach(connection.detach())
+                connected = True
+                logger.info("%s: a virtual machine has the card", path)
