@@ -175,7 +175,7 @@ py::array_t<int64_t> mask_to_indices(PyBurst* self, PyObject* key) {
 PyObject* burst_subscript(PyObject* object, PyObject* key) {
   return guarded([&]() -> PyObject* {
     PyBurst* self = of(object);
-    if (PyIndex_Check(key)) {
+    if (PyIndex_Check(key) && !py::isinstance<py::array>(key)) {  // an ndarray has __index__ too
       const Py_ssize_t i = PyNumber_AsSsize_t(key, PyExc_IndexError);
       if (i == -1 && PyErr_Occurred()) throw py::error_already_set();
       return packet_view(self, checked_index(self, i));

@@ -48,6 +48,8 @@ void set_python_error() noexcept {
     throw;
   } catch (py::error_already_set& error) {
     error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
   } catch (const Error& error) {
     PyErr_SetString(python_class(error), error.what());
   } catch (const std::system_error& error) {

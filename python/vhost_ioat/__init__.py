@@ -1,16 +1,59 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A poll-mode port for virtual machines over vhost-user, with packet copies by an I/OAT DMA engine."""
+"""A poll-mode port for virtual machines over vhost-user, with packet copies by an I/OAT DMA engine.
+
+    import vhost_ioat
+
+    with vhost_ioat.EthVhost("/tmp/vhost0.sock") as port:
+        port.wait_link()
+        while True:
+            burst = port.rx_burst(0)
+            sent = port.tx_burst(0, burst)
+
+The port is `EthVhost`, packets are a `Burst`. `vhost_ioat.guest` is a virtual machine's end without the machine,
+`vhost_ioat.virtio` the ring by itself, `vhost_ioat.dma` the DMA engines, `vhost_ioat.testing` a test kit.
+"""
 
 from .devargs import Devargs, parse_devargs
 from .errors import ConfigError, Disconnected, DmaError, GuestError, ProtocolError, VhostIoatError
+from .records import Engine, Event, Link, PortInfo, Region, Ring, Stats
+
+try:
+    from ._core import Burst, __version__
+except ImportError as error:
+    error.add_note(
+        "vhost_ioat's native part is missing or does not fit this Python. In a source tree, install the package first "
+        "(pip install .) and start Python somewhere else than in python/."
+    )
+    raise
+
+from . import dma, guest, virtio
+from .port import EthVhost, forward
 
 __all__ = [
+    "Burst",
     "ConfigError",
     "Devargs",
     "Disconnected",
     "DmaError",
+    "Engine",
+    "EthVhost",
+    "Event",
     "GuestError",
+    "Link",
+    "PortInfo",
     "ProtocolError",
+    "Region",
+    "Ring",
+    "Stats",
     "VhostIoatError",
+    "__version__",
+    "dma",
+    "forward",
+    "guest",
     "parse_devargs",
+    "virtio",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

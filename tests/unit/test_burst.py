@@ -115,7 +115,9 @@ def test_a_length_above_the_stride_is_refused(burst):
         burst.tobytes(0)
 
 
-@pytest.mark.parametrize("part", [slice(1, 3), slice(None), slice(3, None), slice(-2, None), slice(3, 1), slice(None, None, 2)])
+@pytest.mark.parametrize(
+    "part", [slice(1, 3), slice(None), slice(3, None), slice(-2, None), slice(3, 1), slice(None, None, 2)]
+)
 def test_a_slice_shares_memory_lengths_and_headers(burst, part):
     piece = burst[part]
     assert contents(piece) == PACKETS[part]
@@ -184,7 +186,7 @@ def test_slices_and_masks_of_a_masked_burst(burst):
     assert contents(piece[np.array([0, 3])]) == [PACKETS[4], PACKETS[1]]
 
 
-@pytest.mark.parametrize("index", ["a", 1.5, None, (1, 2)])
+@pytest.mark.parametrize("index", ["a", 1.5, None, {}])
 def test_other_indices_are_refused(burst, index):
     with pytest.raises((TypeError, IndexError)):
         burst[index]

@@ -26,7 +26,7 @@ def test_a_sender_offers_again_what_was_not_taken():
         receiver.receive(batch[:taken])
         sender.taken(taken)
     assert receiver.packets == sender.packets == 12
-    assert receiver.bytes == sender.bytes
+    assert receiver.octets == sender.octets
     assert receiver.errors == 0
 
 

@@ -30,7 +30,7 @@ class Totals:
     """One end's counts of one direction."""
 
     packets: int = 0
-    bytes: int = 0
+    octets: int = 0
     errors: int = 0
     first_error: str = ""
 
@@ -43,12 +43,12 @@ class End:
         self.receivers = [Receiver(Stream(receives * 1000 + queue)) for queue in range(queues)]
 
     def sent(self) -> Totals:
-        return Totals(sum(s.packets for s in self.senders), sum(s.bytes for s in self.senders))
+        return Totals(sum(s.packets for s in self.senders), sum(s.octets for s in self.senders))
 
     def received(self) -> Totals:
         return Totals(
             sum(r.packets for r in self.receivers),
-            sum(r.bytes for r in self.receivers),
+            sum(r.octets for r in self.receivers),
             sum(r.errors for r in self.receivers),
             next((r.first_error for r in self.receivers if r.errors), ""),
         )
@@ -150,9 +150,9 @@ class Demo:
             ("port to guest", self.end.sent(), self.guest_received),
             ("guest to port", self.guest_sent, self.end.received()),
         ):
-            speed = rate(received.packets, received.bytes, seconds)
+            speed = rate(received.packets, received.octets, seconds)
             table.add_row(
-                name, *map(count, (sent.packets, received.packets, received.bytes)), speed, str(received.errors)
+                name, *map(count, (sent.packets, received.packets, received.octets)), speed, str(received.errors)
             )
         return table
 

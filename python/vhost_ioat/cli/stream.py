@@ -39,7 +39,7 @@ class Sender:
     stream: Stream
     batch: int = 32
     packets: int = 0
-    bytes: int = 0
+    octets: int = 0
     _waiting: list[bytes] = field(default_factory=list)
 
     def next_batch(self) -> Sequence[bytes]:
@@ -51,7 +51,7 @@ class Sender:
     def taken(self, count: int) -> None:
         """So many of the last batch were taken, from the front."""
         self.packets += count
-        self.bytes += sum(map(len, self._waiting[:count]))
+        self.octets += sum(map(len, self._waiting[:count]))
         del self._waiting[:count]
 
 
@@ -61,7 +61,7 @@ class Receiver:
 
     stream: Stream
     packets: int = 0
-    bytes: int = 0
+    octets: int = 0
     errors: int = 0
     first_error: str = ""
 
@@ -73,7 +73,7 @@ class Receiver:
                 self.packets += 1
             else:
                 self._mismatch(bytes(packet), expected)
-            self.bytes += len(packet)
+            self.octets += len(packet)
 
     def _mismatch(self, packet: bytes, expected: bytes) -> None:
         if not self.errors:

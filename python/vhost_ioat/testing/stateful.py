@@ -5,5 +5,6 @@ class TestMyRing(MyRingMachine.TestCase): ...
 """
 
 from .rings import HostileRingMachine, RingMachine
+from .sessions import SessionMachine
 
-__all__ = ["HostileRingMachine", "RingMachine"]
+__all__ = ["HostileRingMachine", "RingMachine", "SessionMachine"]

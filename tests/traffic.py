@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Polling until something has happened, with an end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+PATIENCE = 20.0  # seconds; only reached when a test fails
+
+
+def until(condition: Callable[[], object], what: str = "condition") -> None:
+    """Call `condition` until it is true."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"not within {PATIENCE:g} s: {what}"
+
+
+def packets_of(burst) -> list[bytes]:
+    return [burst.tobytes(i) for i in range(len(burst))]
+
+
+def at_port(port, queue: int, count: int) -> list[bytes]:
+    """`count` packets from the guest."""
+    got: list[bytes] = []
+
+    def receive() -> bool:
+        got.extend(packets_of(port.rx_burst(queue)))
+        return len(got) >= count
+
+    until(receive, f"{count} packets at the port")
+    return got
+
+
+def at_guest(guest, queue: int, count: int) -> list[bytes]:
+    """`count` packets from the port."""
+    got: list[bytes] = []
+
+    def receive() -> bool:
+        got.extend(guest.recv(queue))
+        return len(got) >= count
+
+    until(receive, f"{count} packets at the guest")
+    return got
+
+
+def send_all(send: Callable[[Sequence[bytes]], int], packets: Sequence[bytes]) -> None:
+    """Send everything to somebody who takes it away meanwhile."""
+    left = list(packets)
+
+    def push() -> bool:
+        del left[: send(left)]
+        return not left
+
+    until(push, f"{len(packets)} packets sent")
+
+
+def exchange(
+    send: Callable[[Sequence[bytes]], int], receive: Callable[[], list[bytes]], packets: Sequence[bytes]
+) -> list[bytes]:
+    """Send everything, receive as much."""
+    left, got = list(packets), []
+
+    def turn() -> bool:
+        if left:
+            del left[: send(left[:64])]
+        got.extend(receive())
+        return len(got) >= len(packets)
+
+    until(turn, f"{len(packets)} packets across")
+    return got
+
+
+def numbered(count: int, length: int = 64) -> Iterator[bytes]:
+    """Packets that differ."""
+    for n in range(count):
+        yield n.to_bytes(4, "big") + bytes([n & 0xFF]) * (length - 4)

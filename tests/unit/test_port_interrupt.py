@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: BSD-3-Clause
+import asyncio
+import select
+
+import pytest
+from traffic import at_port, packets_of
+
+from vhost_ioat import EthVhost
+from vhost_ioat.guest import Guest
+
+
+def readable(port, timeout=0.0):
+    return bool(select.select([port.rx_fileno(0)], [], [], timeout)[0])
+
+
+@pytest.mark.parametrize("event_idx", [True, False])
+def test_the_fd_becomes_readable_when_the_guest_sends(linked, event_idx):
+    port, guest = linked(event_idx=event_idx)
+    for _ in range(5):
+        assert port.rx_intr_enable(0) is False
+        assert not readable(port)
+        guest.send(0, [b"x" * 60])
+        assert readable(port, 10)
+        port.rx_intr_disable(0)
+        assert packets_of(port.rx_burst(0)) == [b"x" * 60]
+
+
+@pytest.mark.parametrize("event_idx", [True, False])
+def test_arming_says_when_packets_wait_already(linked, event_idx):
+    port, guest = linked(event_idx=event_idx)
+    guest.send(0, [b"x" * 60])
+    assert port.rx_intr_enable(0) is True
+    at_port(port, 0, 1)
+    assert port.rx_intr_enable(0) is False
+
+
+def test_the_fd_stays_the_same_over_reconnects(socket_path):
+    with EthVhost(socket_path) as port:
+        fd = port.rx_fileno(0)
+        for _ in range(3):
+            with Guest(socket_path) as guest:
+                guest.connect(timeout=10)
+                assert port.wait_link(timeout=10)
+                assert port.rx_fileno(0) == fd
+                port.rx_intr_enable(0)
+                guest.send(0, [b"x" * 60])
+                assert readable(port, 10)
+                at_port(port, 0, 1)
+            assert port.wait_link(up=False, timeout=10)
+
+
+def test_asyncio_can_wait_for_packets(linked):
+    port, guest = linked()
+
+    async def receive():
+        arrived = asyncio.Event()
+        asyncio.get_running_loop().add_reader(port.rx_fileno(0), arrived.set)
+        if not port.rx_intr_enable(0):
+            asyncio.get_running_loop().call_soon(guest.send, 0, [b"x" * 60])
+            await asyncio.wait_for(arrived.wait(), 10)
+        asyncio.get_running_loop().remove_reader(port.rx_fileno(0))
+        return packets_of(port.rx_burst(0))
+
+    assert asyncio.run(receive()) == [b"x" * 60]

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: BSD-3-Clause
+import _thread
+import logging
+import select
+import threading
+import time
+
+import pytest
+from traffic import at_guest, at_port, until
+
+import vhost_ioat
+from vhost_ioat import EthVhost, Stats
+from vhost_ioat.testing import RawFrontend
+from vhost_ioat.testing.frontend import REQUESTS, Message
+
+
+def events_until(port, kind):
+    """Events up to one of that kind."""
+    got = []
+
+    def look():
+        got.extend(port.events(timeout=0.1))
+        return any(event.kind == kind for event in got)
+
+    until(look, f"a {kind} event")
+    return got
+
+
+def test_the_link_is_up_while_a_guest_is_there(linked):
+    port, guest = linked()
+    assert port.link()
+    assert port.link().up
+    assert port.link().full_duplex
+    assert port.link().speed_mbps > 0
+    guest.close()
+    assert port.wait_link(up=False, timeout=10.0)
+    assert not port.link()
+
+
+def test_waiting_for_the_link_ends(socket_path):
+    with EthVhost(socket_path) as port:
+        begin = time.monotonic()
+        assert port.wait_link(timeout=0.1) is False
+        assert 0.09 < time.monotonic() - begin < 5
+        assert port.wait_link(up=False, timeout=0) is True
+
+
+@pytest.mark.parametrize("wait", [lambda p: p.wait_link(), lambda p: p.events(timeout=60)])
+def test_ctrl_c_ends_a_wait(socket_path, wait):
+    with EthVhost(socket_path) as port:
+        port.events()
+        threading.Timer(0.1, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            wait(port)
+
+
+def test_a_wait_lets_other_threads_run(socket_path):
+    ticks = []
+
+    def tick():
+        for _ in range(20):
+            ticks.append(time.monotonic())
+            time.sleep(0.005)
+
+    with EthVhost(socket_path) as port:
+        thread = threading.Thread(target=tick)
+        thread.start()
+        port.wait_link(timeout=0.5)
+        assert len(ticks) == 20
+        thread.join()
+
+
+def test_events_tell_of_the_link(linked):
+    port, guest = linked()
+    link = [event for event in events_until(port, "link") if event.kind == "link"]
+    assert link[0].enabled
+    assert link[0].queue is None
+    guest.close()
+    down = [event for event in events_until(port, "link") if event.kind == "link"]
+    assert not down[0].enabled
+
+
+def test_events_tell_of_queues(linked):
+    port, _ = linked(queues=2)
+    queues = {(e.queue, e.rx) for e in events_until(port, "link") + port.events() if e.kind == "queue" and e.enabled}
+    assert queues == {(0, False), (0, True), (1, False), (1, True)}
+
+
+def test_the_event_fd_is_readable_while_events_wait(linked):
+    port, guest = linked()
+    port.events()
+    assert not select.select([port.fileno()], [], [], 0)[0]
+    guest.close()
+    assert select.select([port.fileno()], [], [], 10)[0]
+    assert port.events()
+
+
+def test_a_peer_that_misbehaves_is_reported_and_not_raised(socket_path, caplog):
+    caplog.set_level(logging.INFO, "vhost_ioat")
+    with EthVhost(socket_path, name="left") as port, RawFrontend(socket_path) as frontend:
+        frontend.send(Message(REQUESTS["SET_FEATURES"][0], b"too short"))
+        assert not frontend.is_answering()
+        (event,) = [event for event in events_until(port, "peer") if event.kind == "peer"]
+        assert "SET_FEATURES" in event.text
+        assert "SET_FEATURES" in port.info().last_error
+        (record,) = [record for record in caplog.records if "SET_FEATURES" in record.getMessage()]
+        assert record.levelno == logging.WARNING
+        assert record.getMessage().startswith("left: ")
+        assert record.threadName == "MainThread"
+
+
+def test_the_log_is_written_by_the_main_thread_only(linked, caplog):
+    caplog.set_level(logging.INFO, "vhost_ioat")
+    port, guest = linked()
+    port.info()
+    caplog.clear()
+    guest.close()
+
+    def other():
+        port.wait_link(up=False, timeout=10)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert not caplog.records
+    port.info()
+    assert "link is down" in caplog.text
+
+
+def test_importing_configures_no_logging():
+    assert [type(handler) for handler in logging.getLogger("vhost_ioat").handlers] == [logging.NullHandler]
+
+
+def test_info_says_what_was_negotiated(linked):
+    port, _ = linked(queues=2, ioats={1: "sw0"}, event_idx=False)
+    info = port.info()
+    assert (info.name, info.queues, info.client, info.iface) == (port.name, 2, False, port.devargs.iface)
+    assert info.features & 1 << 32
+    assert not info.features & 1 << 29
+    assert info.features & ~port.devargs.features == 0
+    assert info.regions
+    assert all(region.size > 0 for region in info.regions)
+    assert {ring.index for ring in info.rings if ring.started and ring.enabled} == {0, 1, 2, 3}
+    assert {ring.size for ring in info.rings} == {256}
+    (engine,) = info.engines
+    assert (engine.queue, engine.name, engine.hardware, engine.active) == (1, "sw0", False, True)
+    assert info.last_error is None
+
+
+def test_info_without_a_front_end(socket_path):
+    with EthVhost(socket_path) as port:
+        info = port.info()
+        assert (info.features, info.regions, info.last_error) == (0, (), None)
+
+
+def test_counters_can_be_reset(linked):
+    port, guest = linked()
+    port.tx_burst(0, [b"x" * 64])
+    guest.send(0, [b"x" * 64])
+    at_guest(guest, 0, 1)
+    at_port(port, 0, 1)
+    assert port.stats().opackets == port.stats().ipackets == 1
+    port.stats_reset()
+    assert port.stats() == Stats(**dict.fromkeys(QUEUE_FIELDS, (0,)))
+    assert port.xstats()["tx_q0_good_packets"] == 1
+    port.xstats_reset()
+    assert port.xstats()["tx_q0_good_packets"] == 0
+
+
+QUEUE_FIELDS = ["q_ipackets", "q_opackets", "q_ibytes", "q_obytes", "q_errors"]
+NET_VHOST = [
+    "good_packets",
+    "good_bytes",
+    "multicast_packets",
+    "broadcast_packets",
+    "undersize_packets",
+    "size_64_packets",
+    "size_65_127_packets",
+    "size_128_255_packets",
+    "size_256_511_packets",
+    "size_512_1023_packets",
+    "size_1024_1518_packets",
+    "size_1519_max_packets",
+]
+DMA = ["submitted", "completed", "bytes", "errors", "resets", "inflight", "inflight_max", "publish_batches"]
+FALLBACK = ["ring_full", "unmapped", "address", "disabled"]
+
+
+def test_extended_statistics_have_their_names(linked):
+    port, _ = linked(queues=2)
+    names = set(port.xstats())
+    for queue in range(2):
+        assert {f"rx_q{queue}_{name}" for name in NET_VHOST} <= names
+        assert {f"tx_q{queue}_{name}" for name in NET_VHOST} <= names
+        assert {f"tx_q{queue}_dma_{name}" for name in DMA} <= names
+        assert {f"tx_q{queue}_dma_fallback_{name}" for name in FALLBACK} <= names
+        assert {f"tx_q{queue}_{name}" for name in ("cpu_bytes", "oversize_dropped", "gso_dropped")} <= names
+
+
+@pytest.mark.parametrize(
+    ("length", "bucket"),
+    [
+        (60, "undersize_packets"),
+        (64, "size_64_packets"),
+        (65, "size_65_127_packets"),
+        (127, "size_65_127_packets"),
+        (255, "size_128_255_packets"),
+        (511, "size_256_511_packets"),
+        (1023, "size_512_1023_packets"),
+        (1024, "size_1024_1518_packets"),
+        (1518, "size_1024_1518_packets"),
+        (1519, "size_1519_max_packets"),
+    ],
+)
+def test_packets_are_counted_by_size(linked, length, bucket):
+    port, guest = linked()
+    port.tx_burst(0, [b"\2" * length])
+    guest.send(0, [b"\2" * length])
+    at_guest(guest, 0, 1)
+    at_port(port, 0, 1)
+    xstats = port.xstats()
+    for side in ("rx", "tx"):
+        assert {name for name in NET_VHOST if xstats[f"{side}_q0_{name}"]} == {"good_packets", "good_bytes", bucket}
+
+
+def test_multicast_and_broadcast_are_counted(linked):
+    port, guest = linked()
+    port.tx_burst(0, [b"\xff" * 64, b"\1" * 64, b"\2" * 64])
+    at_guest(guest, 0, 3)
+    assert port.xstats()["tx_q0_broadcast_packets"] == 1
+    assert port.xstats()["tx_q0_multicast_packets"] == 1
+
+
+def test_the_package_lists_its_names():
+    assert set(vhost_ioat.__all__) <= set(dir(vhost_ioat))
+    assert dir(vhost_ioat) == sorted(vhost_ioat.__all__)
+    for name in vhost_ioat.__all__:
+        assert getattr(vhost_ioat, name) is not None
