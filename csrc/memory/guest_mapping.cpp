@@ -21,7 +21,7 @@ uint64_t base_page_size() { return static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 
 /// The page size of the file system `fd` lies on, if it is one that memory may come from.
 uint64_t check_file_system(int fd) {
-  struct statfs fs {};
+  struct statfs fs{};
   if (fstatfs(fd, &fs) != 0) throw_errno("fstatfs of a guest memory region");
   switch (static_cast<uint64_t>(fs.f_type)) {
     case TMPFS_MAGIC:  // memfd too
@@ -38,7 +38,7 @@ uint64_t check_file_system(int fd) {
 }
 
 void check_file_size(int fd, uint64_t offset, uint64_t size) {
-  struct stat file {};
+  struct stat file{};
   if (fstat(fd, &file) != 0) throw_errno("fstat of a guest memory region");
   const auto file_size = static_cast<uint64_t>(file.st_size);
   if (offset > file_size || size > file_size - offset)

@@ -36,8 +36,8 @@ class Block {
 
 /// Memory for packets: one mapping, cut into blocks of powers of two from 4 KiB up (a buddy allocator).
 ///
-/// allocate() and the release of a block neither allocate nor make a system call; both are short and thread safe (a spin
-/// lock held for some tens of nanoseconds). Blocks freed last are given first, they are warm in the cache.
+/// allocate() and the release of a block neither allocate nor make a system call; both are short and thread safe (a
+/// spin lock held for some tens of nanoseconds). Blocks freed last are given first, they are warm in the cache.
 class PacketArena {
  public:
   static constexpr size_t min_block = 4096;
@@ -85,7 +85,9 @@ class PacketArena {
   void push_free(uint32_t frame, unsigned order) noexcept;
   void remove_free(uint32_t frame, unsigned order) noexcept;
 
-  uint32_t frame_number(const uint8_t* data) const { return static_cast<uint32_t>(static_cast<size_t>(data - data_) / min_block); }
+  uint32_t frame_number(const uint8_t* data) const {
+    return static_cast<uint32_t>(static_cast<size_t>(data - data_) / min_block);
+  }
   Frame& frame_of(const uint8_t* data) const { return frames_[frame_number(data)]; }
   static unsigned order_of(size_t block_size) {
     return static_cast<unsigned>(std::countr_zero(block_size / min_block));
@@ -95,10 +97,10 @@ class PacketArena {
   const size_t size_;
   const unsigned top_order_;
   std::unique_ptr<Frame[]> frames_;
-  SpinLock lock_;                     // guards free_ and the links of the frames
-  std::array<uint32_t, 32> free_;     // by order: the block freed last
-  std::atomic<size_t> in_use_{0};     // bytes
-  std::atomic<uint32_t> users_{1};    // the shared_ptr of create() and each block in use
+  SpinLock lock_;                   // guards free_ and the links of the frames
+  std::array<uint32_t, 32> free_;   // by order: the block freed last
+  std::atomic<size_t> in_use_{0};   // bytes
+  std::atomic<uint32_t> users_{1};  // the shared_ptr of create() and each block in use
 };
 
 }  // namespace vhost_ioat::memory

@@ -10,7 +10,7 @@ namespace vhost_ioat::memory {
 namespace {
 
 /// Throws unless the ranges [start, start + size) are apart from each other. `start` is Region::gpa or Region::uva.
-void check_apart(std::vector<Region> regions, uint64_t Region::*start, const char* space) {
+void check_apart(std::vector<Region> regions, uint64_t Region::* start, const char* space) {
   std::ranges::sort(regions, {}, start);
   for (size_t i = 0; i + 1 < regions.size(); ++i) {
     const Region& low = regions[i];
@@ -50,8 +50,8 @@ RegionTable RegionTable::with(Region region) const {
 
 RegionTable RegionTable::without(uint64_t gpa, uint64_t uva, uint64_t size) const {
   RegionTable fewer = *this;
-  const auto gone = std::erase_if(
-      fewer.regions_, [&](const Region& r) { return r.gpa == gpa && r.uva == uva && r.size == size; });
+  const auto gone =
+      std::erase_if(fewer.regions_, [&](const Region& r) { return r.gpa == gpa && r.uva == uva && r.size == size; });
   if (gone == 0)
     throw Error(format("no memory region of GPA 0x%" PRIx64 ", front-end address 0x%" PRIx64 " and 0x%" PRIx64
                        " bytes to remove",

@@ -62,10 +62,12 @@ class RegionTable {
 
   /// Host address of [gpa, gpa + len), or nullptr unless all of it lies in one region. len >= 1.
   uint8_t* translate(uint64_t gpa, uint64_t len, const Region*& hint) const noexcept {
-    if (hint && hint->holds(gpa, len)) [[likely]] return hint->host + (gpa - hint->gpa);
+    if (hint && hint->holds(gpa, len)) [[likely]]
+      return hint->host + (gpa - hint->gpa);
     return translate_slowly(gpa, len, hint);
   }
-  /// The same over region borders: fills `out` and returns how many pieces, 0 when any byte is unmapped or `out` is too small.
+  /// The same over region borders: fills `out` and returns how many pieces, 0 when any byte is unmapped or `out` is too
+  /// small.
   size_t pieces(uint64_t gpa, uint64_t len, std::span<Piece> out) const noexcept;
   /// For ring addresses, which are the front end's: host address of [uva, uva + len) within one region, or nullptr.
   uint8_t* translate_uva(uint64_t uva, uint64_t len) const noexcept;

@@ -89,7 +89,7 @@ bool mend_any(uintptr_t address) {
 }
 
 void die_by_default(int signal, const siginfo_t* info) {
-  struct sigaction by_default {};
+  struct sigaction by_default{};
   by_default.sa_handler = SIG_DFL;
   sigaction(signal, &by_default, nullptr);
   if (info->si_code <= 0) raise(signal);  // sent, not a fault: nothing would fault again
@@ -127,13 +127,13 @@ void on_sigbus(int signal, siginfo_t* info, void* context) {
 
 void ensure_sigbus_guard() {
   const std::lock_guard lock(change_mutex);
-  struct sigaction now {};
+  struct sigaction now{};
   if (sigaction(SIGBUS, nullptr, &now) != 0) throw std::system_error(errno, std::generic_category(), "sigaction");
   if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_sigbus) return;
 
   const auto* before = newest_previous.load(std::memory_order_relaxed);
   newest_previous.store(new Previous{now, before}, std::memory_order_release);  // pairs with the load in pass_on()
-  struct sigaction guard {};
+  struct sigaction guard{};
   guard.sa_sigaction = on_sigbus;
   // NODEFER: a previous handler that raises the signal again expects to be interrupted by it.
   guard.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;

@@ -6,9 +6,9 @@
 
 namespace vhost_ioat::memory {
 
-/// Whoever owns a file may truncate it; a later touch of our mapping of it is a SIGBUS. The guard is the handler of that
-/// signal: inside a watched range it puts anonymous zero pages there and sets the range's torn flag, and the access goes
-/// on; a signal for any other address goes to the handler that was installed before.
+/// Whoever owns a file may truncate it; a later touch of our mapping of it is a SIGBUS. The guard is the handler of
+/// that signal: inside a watched range it puts anonymous zero pages there and sets the range's torn flag, and the
+/// access goes on; a signal for any other address goes to the handler that was installed before.
 
 /// Makes the guard the process's SIGBUS handler, if it is not. Called whenever a file is mapped; cheap.
 void ensure_sigbus_guard();
@@ -19,7 +19,8 @@ WatchedRange* watch_range(void* start, size_t size, size_t page_size);
 /// Only when nothing can touch the range any more.
 void forget_range(WatchedRange* range);
 const std::atomic<bool>& torn_flag(const WatchedRange* range);
-/// How often the guard has mended something in this process: cheap to ask on a data path, whether to look at torn flags.
+/// How often the guard has mended something in this process: cheap to ask on a data path, whether to look at torn
+/// flags.
 uint64_t times_mended() noexcept;
 
 }  // namespace vhost_ioat::memory

@@ -44,9 +44,9 @@ struct IndirectTables {
 
 /// Driver side of a split virtqueue (VIRTIO 1.2, 2.7). One thread at a time.
 ///
-/// What it must know again later (free descriptors, chains in flight) it keeps apart from the ring, which the device can
-/// write: of shared memory it reads the used ring only, and believes no more of it than it has checked. A fault of the
-/// device is sticky until start().
+/// What it must know again later (free descriptors, chains in flight) it keeps apart from the ring, which the device
+/// can write: of shared memory it reads the used ring only, and believes no more of it than it has checked. A fault of
+/// the device is sticky until start().
 ///
 /// Free descriptors go round first in, first out. With a device that works in order, that is the ring order which
 /// IN_ORDER asks for (2.7.9).
@@ -121,7 +121,8 @@ class DriverRing {
     if (last_used_ == used_seen_ && !look_again()) return std::nullopt;
     if (in_order_) return take_in_order();
     const auto [id, len] = used_element();
-    if (!given(id)) [[unlikely]] return std::nullopt;
+    if (!given(id)) [[unlikely]]
+      return std::nullopt;
     return give_back(static_cast<uint16_t>(id), len);
   }
 
@@ -155,7 +156,8 @@ class DriverRing {
 
   /// Calls place(addr, len, flags) for each segment; returns how many bytes of them are writable.
   template <typename Place>
-  static uint32_t lay_out(std::span<const Segment> readable, std::span<const Segment> writable, Place&& place) noexcept {
+  static uint32_t lay_out(std::span<const Segment> readable, std::span<const Segment> writable,
+                          Place&& place) noexcept {
     uint32_t bytes = 0;
     size_t left = readable.size() + writable.size();
     auto next_flag = [&] { return --left != 0 ? DESC_F_NEXT : uint16_t{0}; };
@@ -182,12 +184,14 @@ class DriverRing {
   }
 
   bool look_again() noexcept {
-    if (fault_) [[unlikely]] return false;
+    if (fault_) [[unlikely]]
+      return false;
     // Acquire pairs with the device's release of used->idx: elements and buffers come before it.
     const RingIndex idx(load_acquire<uint16_t>(used_ + 2));
     const uint16_t distance = last_used_.distance_to(idx);
     const uint16_t given_out = last_used_.distance_to(shown_);
-    if (distance > given_out) [[unlikely]] return fail(DeviceFault::Kind::used_index, distance, given_out);
+    if (distance > given_out) [[unlikely]]
+      return fail(DeviceFault::Kind::used_index, distance, given_out);
     used_seen_ = idx;
     return distance != 0;
   }
@@ -199,9 +203,11 @@ class DriverRing {
   }
 
   bool given(uint32_t id) noexcept {
-    if (id >= size_) [[unlikely]] return fail(DeviceFault::Kind::head, id, size_);
+    if (id >= size_) [[unlikely]]
+      return fail(DeviceFault::Kind::head, id, size_);
     const bool shown = shown_.distance_to(chains_[id].index) >= shown_.distance_to(avail_next_);
-    if (chains_[id].descriptors == 0 || !shown) [[unlikely]] return fail(DeviceFault::Kind::not_given, id, 0);
+    if (chains_[id].descriptors == 0 || !shown) [[unlikely]]
+      return fail(DeviceFault::Kind::not_given, id, 0);
     return true;
   }
 
@@ -227,7 +233,8 @@ class DriverRing {
   std::optional<Used> take_in_order() noexcept {
     if (!in_batch_) {
       const auto [id, len] = used_element();
-      if (!given(id)) [[unlikely]] return std::nullopt;
+      if (!given(id)) [[unlikely]]
+        return std::nullopt;
       if (last_used_.distance_to(chains_[id].index) >= last_used_.distance_to(used_seen_)) [[unlikely]] {
         fail(DeviceFault::Kind::order, id, 0);
         return std::nullopt;

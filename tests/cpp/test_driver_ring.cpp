@@ -73,8 +73,9 @@ TEST_CASE("a chain reaches the device as it was added, directly or through a tab
   for (const uint32_t k : {0u, 1u}) {
     CHECK(bench.device.head(k) == (k == 0 ? *direct : *indirect));
     std::vector<std::tuple<uint64_t, uint32_t, bool>> seen;
-    CHECK(bench.device.walk(bench.device.head(k), bench.table, bench.hint,
-                            [&](uint64_t addr, uint32_t len, bool w) { return seen.emplace_back(addr, len, w), true; }));
+    CHECK(bench.device.walk(bench.device.head(k), bench.table, bench.hint, [&](uint64_t addr, uint32_t len, bool w) {
+      return seen.emplace_back(addr, len, w), true;
+    }));
     CHECK(seen == decltype(seen){{0x11000, 10, false}, {0x12000, 20, false}, {0x13000, 30, true}});
   }
 }
@@ -143,8 +144,8 @@ TEST_CASE("what a device may not return is a fault, and stays one") {
     uint16_t idx;
     Kind kind;
   };
-  for (const Case& c : {Case{0, 0, 3, Kind::used_index}, Case{0, 0, 65535, Kind::used_index},
-                        Case{8, 0, 1, Kind::head}, Case{1u << 16, 0, 1, Kind::head}, Case{5, 0, 1, Kind::not_given},
+  for (const Case& c : {Case{0, 0, 3, Kind::used_index}, Case{0, 0, 65535, Kind::used_index}, Case{8, 0, 1, Kind::head},
+                        Case{1u << 16, 0, 1, Kind::head}, Case{5, 0, 1, Kind::not_given},
                         Case{2, 0, 1, Kind::not_given}, Case{0, 201, 1, Kind::length}}) {
     CAPTURE(c.id);
     Bench bench(8, FeatureSet());
@@ -207,7 +208,8 @@ TEST_CASE("with IN_ORDER a chain beyond the used index is a fault") {
   CHECK(bench.driver.fault().kind == DeviceFault::Kind::order);
 }
 
-TEST_CASE("random chains over several turns of the indices come back each once, in any order, and no descriptor gets lost") {
+TEST_CASE(
+    "random chains over several turns of the indices come back each once, in any order, and no descriptor gets lost") {
   std::mt19937 random(5);
   for (const FeatureSet features : {FeatureSet(), FeatureSet::of(Feature::INDIRECT_DESC, Feature::EVENT_IDX),
                                     FeatureSet::of(Feature::IN_ORDER, Feature::INDIRECT_DESC)}) {
@@ -217,8 +219,8 @@ TEST_CASE("random chains over several turns of the indices come back each once, 
     for (int step = 0; step < 150000; ++step) {
       const Segments readable(random() % 4, out), writable(random() % 4, in);
       const bool indirect = features.has(Feature::INDIRECT_DESC) && random() % 2;
-      if (const auto head = indirect ? bench.driver.add_indirect(readable, writable)
-                                     : bench.driver.add(readable, writable)) {
+      if (const auto head =
+              indirect ? bench.driver.add_indirect(readable, writable) : bench.driver.add(readable, writable)) {
         REQUIRE(out_there.insert(*head).second);
       }
       if (random() % 4 == 0) bench.driver.publish();

@@ -88,7 +88,7 @@ void restore_and_raise(int signal) {
 }
 
 void set_handler(void (*handler)(int)) {
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = handler;
   action.sa_flags = SA_NODEFER;
   sigaction(SIGBUS, &action, handler == restore_and_raise ? &found_by_restorer : nullptr);
@@ -157,8 +157,8 @@ TEST_CASE("a page whose file was truncated reads as zeros and can be written, an
   CHECK_FALSE(mapping->torn());
   CHECK(mapping->data()[3 * page + 7] == 0);
   CHECK(mapping->torn());
-  mapping->data()[7 * page] = 1;  // mended in the same go
-  mapping->data()[page] = 2;      // another fault, below the first
+  mapping->data()[7 * page] = 1;          // mended in the same go
+  mapping->data()[page] = 2;              // another fault, below the first
   CHECK(mapping->data()[7 * page] == 0);  // and that mended all behind it again
   CHECK(mapping->data()[0] == 0xee);      // what the file still has stays shared
   CHECK_FALSE(bystander->torn());
@@ -213,7 +213,8 @@ TEST_CASE("a bus error elsewhere kills when no handler was there before, sent si
   CHECK(WIFSIGNALED(sent));
 }
 
-TEST_CASE("a handler that came after the guard is asked once when it puts the guard back and raises again" * doctest::skip(sanitized)) {
+TEST_CASE("a handler that came after the guard is asked once when it puts the guard back and raises again" *
+          doctest::skip(sanitized)) {
   const auto status = in_child([] {
     set_handler(exit_7);
     ensure_sigbus_guard();

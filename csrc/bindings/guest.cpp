@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "guest/guest.hpp"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/error.hpp"
+#include "bindings/burst.hpp"
+#include "port/arenas.hpp"
+
+namespace vhost_ioat::bindings {
+
+namespace {
+
+using guest::Guest;
+
+guest::GuestConfig config_from(std::string path, uint32_t queues, bool server, uint32_t ring_size,
+                               std::optional<uint64_t> features, uint32_t rx_buf, uint16_t mtu, uint32_t segment) {
+  guest::GuestConfig config{std::move(path), queues, server, ring_size, guest::default_features, rx_buf, mtu, segment};
+  if (features) config.features = virtio::FeatureSet(*features);
+  return config;
+}
+
+uint32_t checked_queue(const Guest& guest, long long queue) {
+  if (queue < 0 || queue >= static_cast<long long>(guest.queues()))
+    throw py::index_error(format("queue %lld, but the guest has %u", queue, guest.queues()));
+  return static_cast<uint32_t>(queue);
+}
+
+void connect(Guest& guest, std::optional<double> timeout) {
+  vhost_user::Patience patience;
+  const double longest = 3e8;  // ten years, for "no limit"
+  patience.timeout = std::chrono::ceil<std::chrono::milliseconds>(
+      std::chrono::duration<double>(std::clamp(timeout.value_or(longest), 0.0, longest)));
+  patience.tick = [] {
+    const py::gil_scoped_acquire locked;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  };
+  const py::gil_scoped_release unlocked;
+  guest.connect(patience);
+}
+
+/// The headers of a numpy array (n,) of the dtype of Burst.net_hdr.
+class Headers {
+ public:
+  Headers(const py::object& net_hdr, uint32_t packets) {
+    if (net_hdr.is_none()) return;
+    array_ = py::array::ensure(net_hdr);
+    if (!array_ || array_.ndim() != 1 || array_.itemsize() != sizeof(virtio::NetHeader))
+      throw py::value_error("net_hdr is an array (n,) of the dtype of Burst.net_hdr");
+    if (array_.size() < packets)
+      throw py::value_error(format("net_hdr has %zd entries for %u packets", array_.size(), packets));
+  }
+  bool given() const { return static_cast<bool>(array_); }
+  virtio::NetHeader operator[](uint32_t i) const {
+    virtio::NetHeader header;
+    std::memcpy(&header, array_.data(i), sizeof header);
+    return header;
+  }
+
+ private:
+  py::array array_{py::reinterpret_steal<py::array>(py::handle())};
+};
+
+uint32_t send(Guest& guest, long long q, const py::object& pkts, const py::object& net_hdr) {
+  const uint32_t queue = checked_queue(guest, q);
+  const PacketArgument argument(pkts.ptr(), virtio::max_ring_size);
+  const port::PacketView& view = argument.view();
+  const Headers headers(net_hdr, view.count);
+  std::vector<guest::Packet> packets(std::min(view.count, virtio::max_ring_size));
+  for (uint32_t i = 0; i < packets.size(); ++i)
+    packets[i] = {view.packet(i), view.length(i), headers.given() ? headers[i] : view.header(i)};
+  return guest.send(queue, packets);
+}
+
+virtio::Burst receive(Guest& guest, long long q, long long n) {
+  const uint32_t queue = checked_queue(guest, q);
+  if (n < 1) throw py::value_error(format("n is %lld; ask for at least 1 packet", n));
+  return guest.receive(queue, static_cast<uint32_t>(std::min<long long>(n, UINT32_MAX)), *port::common_arena());
+}
+
+py::list recv(Guest& guest, long long q, long long n) {
+  const virtio::Burst burst = receive(guest, q, n);
+  py::list packets(burst.count);
+  for (uint32_t i = 0; i < burst.count; ++i)
+    packets[i] = py::bytes(reinterpret_cast<const char*>(burst.row(i)), burst.lengths[i]);
+  return packets;
+}
+
+py::object recv_burst(Guest& guest, long long q, long long n) {
+  PyObject* burst = new_burst(receive(guest, q, n));
+  if (!burst) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(burst);
+}
+
+py::array memory_view(const Guest& guest) {
+  using Owner = std::shared_ptr<memory::GuestMapping>;
+  auto owner = std::make_unique<Owner>(guest.memory());
+  memory::GuestMapping& mapping = **owner;
+  const py::capsule base(owner.release(), [](void* p) { delete static_cast<Owner*>(p); });
+  return py::array_t<uint8_t>(static_cast<py::ssize_t>(mapping.size()), mapping.data(), base);
+}
+
+py::list rings(const Guest& guest) {
+  py::list out;
+  for (const guest::RingState& r : guest.rings()) {
+    using py::literals::operator""_a;
+    out.append(py::dict("size"_a = r.size, "free_descriptors"_a = r.free_descriptors, "in_flight"_a = r.in_flight,
+                        "avail_index"_a = r.avail_index, "used_index"_a = r.used_index, "packets"_a = r.packets,
+                        "bytes"_a = r.bytes, "kicks"_a = r.kicks, "broken"_a = r.broken));
+  }
+  return out;
+}
+
+constexpr const char* guest_doc =
+    "A virtual machine's network card without the machine: a vhost-user front end with rings in a memfd.\n\n"
+    "A peer for tests, demos and users without a VM; it knows nothing of EthVhost. queues: pairs, 1 to 128. server:\n"
+    "listen on `path` (from here on) instead of connecting to it. ring_size: power of two, 2 to 32768. features: mask "
+    "of\n"
+    "the virtio feature bits to acknowledge if offered; None: all but the control queue. rx_buf: bytes of a receive\n"
+    "buffer, virtio header included. mtu: told to the back end if it wants to know. segment: when not 0, the virtio\n"
+    "header gets a descriptor of its own and packets are cut into pieces of so many bytes.\n\n"
+    "No method but connect() and disconnect() waits. One thread at a time; while connected, each queue and direction "
+    "may\n"
+    "have one of its own. Raises ConfigError; OSError when the socket cannot be made.";
+
+}  // namespace
+
+void register_guest(py::module_& parent) {
+  py::module_ m = parent.def_submodule("guest", "The embedded guest.");
+  py::class_<Guest>(m, "Guest", guest_doc)
+      .def(py::init([](std::string path, uint32_t queues, bool server, uint32_t ring_size,
+                       std::optional<uint64_t> features, uint32_t rx_buf, uint16_t mtu, uint32_t segment) {
+             return std::make_unique<Guest>(
+                 config_from(std::move(path), queues, server, ring_size, features, rx_buf, mtu, segment));
+           }),
+           py::arg("path"), py::kw_only(), py::arg("queues") = 1, py::arg("server") = false, py::arg("ring_size") = 256,
+           py::arg("features") = py::none(), py::arg("rx_buf") = 2048, py::arg("mtu") = 1500, py::arg("segment") = 0)
+      .def("connect", &connect, py::arg("timeout") = py::none(),
+           "Find a back end, agree on features and start all rings, in new memory.\n\n"
+           "May be called again after disconnect(), close(), or when the back end has left. timeout: seconds for each\n"
+           "step; None waits for ever. Releases the GIL and honours Ctrl-C. Raises Disconnected (nobody there in "
+           "time),\n"
+           "ProtocolError (the back end refused), ConfigError (more queues than it has), VhostIoatError (connected).")
+      .def("disconnect", &Guest::disconnect, py::call_guard<py::gil_scoped_release>(),
+           "Stop each ring (GET_VRING_BASE), so that the next connect() goes on at its index, and leave.\n\n"
+           "Raises Disconnected or ProtocolError when the back end does not answer well; it is left in any case.")
+      .def("close", &Guest::close,
+           "Leave without a word, as a killed virtual machine does; stop listening. Idempotent.")
+      .def("send", &send, py::arg("q"), py::arg("pkts"), py::arg("net_hdr") = py::none(),
+           "Send packets on queue `q`: a Burst, or a sequence of bytes-like objects; returns how many, from the "
+           "front.\n\n"
+           "net_hdr: array (n,) of the dtype of Burst.net_hdr; None takes that of the Burst, or all zero. Packets are\n"
+           "copied. Raises IndexError, TypeError, ValueError (above 65553 bytes), Disconnected when nothing was sent "
+           "and\n"
+           "the back end has left, ProtocolError when it broke the ring.")
+      .def("recv", &recv, py::arg("q"), py::arg("n") = 32,
+           "At most `n` packets of queue `q`, copied, without headers. Raises as recv_burst().")
+      .def("recv_burst", &recv_burst, py::arg("q"), py::arg("n") = 32,
+           "At most `n` packets of queue `q` as a Burst of its own memory; empty when there is nothing.\n\n"
+           "Raises IndexError, ValueError (n < 1), Disconnected when there is nothing and the back end has left,\n"
+           "ProtocolError when it broke the ring.")
+      .def(
+          "rx_fileno", [](const Guest& self, long long q) { return self.receive_fd(checked_queue(self, q)); },
+          py::arg("q"), "The call eventfd of queue `q`, of this connection; stays the guest's.")
+      .def(
+          "rx_intr_enable", [](Guest& self, long long q) { return self.enable_interrupt(checked_queue(self, q)); },
+          py::arg("q"),
+          "Clear rx_fileno(), ask the back end to signal it, and look again: True when packets already wait.")
+      .def(
+          "rx_intr_disable", [](Guest& self, long long q) { self.disable_interrupt(checked_queue(self, q)); },
+          py::arg("q"), "Ask the back end not to signal rx_fileno(); the state after connect().")
+      .def(
+          "rings", &rings,
+          "State of each ring as a dict, in the order receive, send, receive, ...: size, free_descriptors, in_flight,\n"
+          "avail_index, used_index, packets, bytes, kicks, and broken (the back end signalled the err eventfd).")
+      .def_property_readonly("connected", &Guest::connected, "Whether the back end is there.")
+      .def_property_readonly(
+          "features", [](const Guest& self) { return self.features().mask(); }, "The agreed virtio feature bits.")
+      .def_property_readonly("queues", &Guest::queues, "Queue pairs.")
+      .def_property_readonly(
+          "memory", &memory_view,
+          "Guest memory of this connection: writable uint8 array, zero copy, keeps the mapping alive.")
+      .def_property_readonly(
+          "memory_fd", [](const Guest& self) { return self.memory()->fd(); },
+          "The memfd that guest memory lies in; stays the guest's.")
+      .def("__enter__", [](const py::object& self) { return self; })
+      .def("__exit__", [](Guest& self, const py::args&) { self.close(); });
+}
+
+}  // namespace vhost_ioat::bindings
