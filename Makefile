@@ -16,7 +16,7 @@ cxx_sources := CMakeLists.txt $(shell find csrc -name '*.[ch]pp')
 sources := pyproject.toml $(cxx_sources) $(shell find python -type f -not -name '*.pyc')
 cxx_format := $(shell find csrc tests benchmarks -name '*.[ch]pp')
 
-.PHONY: help build demo test lint format test-cpp test-python asan tsan interop-full clean
+.PHONY: help build demo test lint format test-cpp test-python asan tsan interop-full vfio clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -66,6 +66,12 @@ tsan: $(STAMPS)/venv ## C++ tests under ThreadSanitizer
 interop-full: $(STAMPS)/package $(STAMPS)/dev ## the full product of the DPDK matrix (about an hour)
 	tools/need dpdk qemu busybox-static cpio
 	VHOST_IOAT_REQUIRE=peers $(PY) -m pytest tests/interop -m full --override-ini=timeout=600 $(PYTEST_ARGS)
+
+vfio: $(STAMPS)/package $(STAMPS)/dev ## virtual I/OAT cards in virtual machines: Linux's driver, and ours through VFIO
+	tools/need cpio
+	cmake --preset dev
+	cmake --build --preset dev --target vhost_ioat_guest_tests
+	VHOST_IOAT_REQUIRE=peers $(PY) -m pytest tests/vfio -m vfio $(PYTEST_ARGS)
 
 clean: ## removes .venv/ and build/; .cache/ (the guest kernel) stays
 	rm -rf $(VENV) build dist

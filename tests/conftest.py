@@ -36,11 +36,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The long matrices run only when asked for by `-m full`."""
-    if "full" not in config.option.markexpr:
-        full = [item for item in items if item.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=full)
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+    """What takes long runs only when asked for: `-m full`, `-m vfio`."""
+    for name in ("full", "vfio"):
+        if name not in config.option.markexpr:
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(name)])
+            items[:] = [item for item in items if not item.get_closest_marker(name)]
 
 
 def _no_skips(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -29,7 +29,8 @@ def mirror() -> str:
     for line in targets.splitlines():
         if line.startswith("Debian Debian "):
             return line.split()[-1]
-    raise SystemExit("apt knows no Debian mirror here (run apt-get update), or name one in DEBIAN_MIRROR")
+    msg = "apt knows no Debian mirror here: run apt-get update, or name one in DEBIAN_MIRROR"
+    raise OSError(msg)
 
 
 def _apt(root: Path, *arguments: str) -> None:
@@ -45,11 +46,15 @@ def _apt(root: Path, *arguments: str) -> None:
         "Debug::NoLocking": "true",
     }
     options = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
-    subprocess.run(["apt-get", "-q", *options, *arguments], check=True, stdout=subprocess.DEVNULL)
+    command = ["apt-get", "-q", *options, *arguments]
+    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        msg = f"apt-get {arguments[0]} in {root} failed:\n{done.stderr[-2000:]}"
+        raise OSError(msg)
 
 
 def sysroot() -> Path:
-    """The unpacked packages, fetched once."""
+    """The unpacked packages, fetched once (110 MB). Raises OSError when they cannot be had."""
     done = CACHE / "sysroot"
     if done.exists():
         return done
@@ -76,9 +81,12 @@ def sysroot() -> Path:
             ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", unpacked], stdin=tar.stdout, check=True
         )
         if tar.wait():
-            raise SystemExit(f"cannot unpack {package.name}")
+            msg = f"cannot unpack {package.name}"
+            raise OSError(msg)
     version = next((unpacked / "usr/lib/modules").iterdir()).name
-    subprocess.run([*loader(unpacked, "depmod"), unpacked / "usr/bin/kmod", "-b", unpacked / "usr", version], check=True)
+    subprocess.run(
+        [*loader(unpacked, "depmod"), unpacked / "usr/bin/kmod", "-b", unpacked / "usr", version], check=True
+    )
     unpacked.rename(done)
     shutil.rmtree(apt_root)
     return done
@@ -91,7 +99,3 @@ def loader(root: Path, argv0: str) -> list[str]:
         *("--library-path", str(root / "usr/lib/x86_64-linux-gnu")),
         *("--argv0", argv0),
     ]
-
-
-if __name__ == "__main__":
-    print(sysroot())

@@ -43,7 +43,9 @@ def card(sock: str) -> Iterator[Card]:
         yield served
 
 
-@pytest.mark.parametrize(("device_id", "cbver", "machine"), [(0x0B00, 0x34, "q35"), (0x0B00, 0x34, "pc"), (0x2021, 0x33, "q35")])
+@pytest.mark.parametrize(
+    ("device_id", "cbver", "machine"), [(0x0B00, 0x34, "q35"), (0x0B00, 0x34, "pc"), (0x2021, 0x33, "q35")]
+)
 def test_ioatdma_binds_and_its_self_test_passes(sock: str, device_id: int, cbver: int, machine: str) -> None:
     with Card(sock, device_id, cbver) as card, VM(sock, machine=machine) as vm:
         assert verdict(vm, card) == []

@@ -100,7 +100,9 @@ def _number(text: str) -> int:
 @app.command("ioat-device")
 def ioat_device(
     path: Annotated[str, typer.Argument(metavar="SOCKET", help="Where virtual machines connect (vfio-user).")],
-    device_id: Annotated[int, typer.Option(parser=_number, metavar="ID", help="PCI device id: 0x0b00 or 0x2021.")] = 0x0B00,
+    device_id: Annotated[
+        int, typer.Option(parser=_number, metavar="ID", help="PCI device id: 0x0b00 or 0x2021.")
+    ] = 0x0B00,
     cbver: Annotated[
         int | None, typer.Option(parser=_number, metavar="VERSION", help="0x34 is 3.4; by default that of the id.")
     ] = None,
@@ -110,7 +112,9 @@ def ioat_device(
     bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="At most, as 4GB/s.")] = None,
     fault: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND[=VALUE][@NTH]", help="May be given several times: " + ", ".join(device_command.FAULTS)),
+        typer.Option(
+            metavar="KIND[=VALUE][@NTH]", help="May be given several times: " + ", ".join(device_command.FAULTS)
+        ),
     ] = None,
 ) -> None:
     """Serve the software I/OAT as a PCI card for virtual machines; Ctrl-C ends it."""
