@@ -18,6 +18,7 @@ class PortSessionMachine(SessionMachine):
 
     def close_backend(self):
         self.port.close()
+        del self.port  # its fds must not be counted with the next one's
         self.directory.cleanup()
 
 

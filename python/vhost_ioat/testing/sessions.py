@@ -107,9 +107,8 @@ class SessionMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Check once more that nothing is left, and stop the back end."""
-        if hasattr(self, "frontend"):
-            try:
-                self.reconnect()
-            finally:
-                self.frontend.close()
-        self.close_backend()
+        try:
+            self.reconnect()
+        finally:
+            self.frontend.close()
+            self.close_backend()
