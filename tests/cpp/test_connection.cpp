@@ -7,6 +7,7 @@
 #include "base/unique_fd.hpp"
 #include "doctest/doctest.h"
 #include "open_fds.hpp"
+#include "send_raw.hpp"
 #include "vhost_user/connection.hpp"
 
 using namespace vhost_ioat;
@@ -25,25 +26,8 @@ struct Pair {
   }
   /// Sends bytes as they are, with so many fds.
   void send(const void* bytes, size_t size, size_t fds = 0) {
-    iovec piece{const_cast<void*>(bytes), size};
-    std::vector<char> control(CMSG_SPACE(fds * sizeof(int)));
-    msghdr header{};
-    header.msg_iov = &piece;
-    header.msg_iovlen = 1;
     const UniqueFd sent = make_eventfd();
-    if (fds > 0) {
-      header.msg_control = control.data();
-      header.msg_controllen = control.size();
-      cmsghdr* rights = CMSG_FIRSTHDR(&header);
-      rights->cmsg_level = SOL_SOCKET;
-      rights->cmsg_type = SCM_RIGHTS;
-      rights->cmsg_len = CMSG_LEN(fds * sizeof(int));
-      for (size_t i = 0; i < fds; ++i) {
-        const int fd = sent.get();
-        std::memcpy(CMSG_DATA(rights) + i * sizeof fd, &fd, sizeof fd);
-      }
-    }
-    REQUIRE(::sendmsg(peer.get(), &header, 0) == static_cast<ssize_t>(size));
+    testing::send_raw(peer.get(), bytes, size, std::vector<int>(fds, sent.get()));
   }
   Received receive() { return connection->receive(message); }
 

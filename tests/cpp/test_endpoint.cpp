@@ -14,6 +14,7 @@
 #include <future>
 #include <mutex>
 #include <optional>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -22,12 +23,14 @@
 #include "doctest/doctest.h"
 #include "memory/guest_mapping.hpp"
 #include "open_fds.hpp"
+#include "send_raw.hpp"
 #include "vhost_user/endpoint.hpp"
 #include "vhost_user/frontend.hpp"
 
 using namespace std::chrono_literals;
 using namespace vhost_ioat;
 using namespace vhost_ioat::vhost_user;
+using testing::send_raw;
 using virtio::Feature;
 using virtio::FeatureSet;
 namespace fs = std::filesystem;
@@ -208,6 +211,50 @@ TEST_CASE("endpoint: messages come through however slowly and however fast they 
   while (::send(frontend.fd(), &header, sizeof header, MSG_DONTWAIT) == sizeof header) ++sent;
   for (size_t i = 0; i < sent; ++i) REQUIRE(frontend.receive().is(Request::GET_FEATURES));
   CHECK(sent > 100);
+}
+
+TEST_CASE("endpoint: whatever a front end sends, it is answered or dropped, and nothing is left behind") {
+  const Directory dir;
+  Port port({dir / "sock"});
+  const size_t fds_before = testing::open_fds();
+  const UniqueFd event = make_eventfd();
+  std::mt19937 random(1);
+  size_t connections = 0, survived = 0;
+  for (uint32_t id = 0; id <= 64; ++id) {
+    const MessageType* type = find_message_type(id);
+    const uint32_t exact = type ? type->size : 24;
+    for (uint32_t size : {0u, 1u, exact - 1, exact, exact + 1, max_payload, 4096u}) {
+      if (size == UINT32_MAX) continue;
+      for (size_t fds : {0u, 1u, 8u, 9u, 33u}) {
+        for (uint32_t flags : {1u, 9u, 5u, 0x80000001u}) {
+          Frontend frontend = Frontend::connect(dir / "sock");
+          ++connections;
+          if (random() % 2) frontend.negotiate(modern, protocol::supported);
+          struct {
+            wire::Header header;
+            uint8_t payload[4096];
+          } message;
+          message.header = {id, flags, size};
+          // Small numbers hit what exists, any byte hits what does not.
+          const bool small = random() % 2;
+          for (uint8_t& byte : message.payload) byte = static_cast<uint8_t>(small ? random() % 64 == 0 : random());
+          send_raw(frontend.fd(), &message, sizeof message.header + size, std::vector<int>(fds, event.get()));
+          try {
+            frontend.send(Message(Request::GET_FEATURES));
+            while (!frontend.receive().is(Request::GET_FEATURES)) {
+            }
+            ++survived;
+          } catch (const Disconnected&) {
+          }
+        }
+      }
+    }
+  }
+  CHECK(survived > 300);
+  port.wait_gone(connections);
+  port.loop->run([&] { CHECK(testing::open_fds() == fds_before + 1); });
+  Frontend honest = Frontend::connect(dir / "sock");
+  talk(honest);
 }
 
 TEST_CASE("endpoint: a second front end waits in the backlog until the first has left") {
