@@ -224,12 +224,7 @@ void IoatChannel::fail(Failure failure) noexcept {
   failure_ = failure;
   chanerr_ = mmio_.read32(spec::CHANERR);
   if (phase_ == Phase::running) phase_ = Phase::failed;
-}
-
-/// Nothing runs any more: whatever the device did not complete is for poll() to hand out.
-void IoatChannel::stop() noexcept {
-  phase_ = Phase::stopped;
-  if (failure_ == Failure::halted && done_ != submitted_ && !blame_) {
+  if (failure == Failure::halted && done_ != submitted_) {  // it halted at a descriptor, not at rest
     blame_ = true;
     ++stats_.errors;
   }
@@ -260,7 +255,7 @@ Step IoatChannel::quiesce() noexcept {
   const bool at_rest = state == State::halted || state == State::suspended ||
                        (state != State::active && done_ == submitted_);
   if (at_rest) {
-    stop();
+    phase_ = Phase::stopped;  // whatever the device did not complete is for poll() to hand out
     return Step::done;
   }
   if (phase_ != Phase::suspending) mmio_.write8(spec::CHANCMD, spec::chancmd::suspend);
@@ -284,7 +279,6 @@ Step IoatChannel::reset() noexcept {
       return wait_in(Phase::resetting);
     }
     advance(read_writeback() & spec::status_address_mask);  // what ended between the look above and the reset
-    stop();
     ++stats_.resets;
     arm();
     return wait_in(Phase::arming);
@@ -298,7 +292,7 @@ Step IoatChannel::reset() noexcept {
 
 void IoatChannel::abandon() noexcept {
   advance(read_writeback() & spec::status_address_mask);
-  stop();
+  phase_ = Phase::stopped;
 }
 
 void IoatChannel::clear_errors() noexcept {

@@ -17,7 +17,7 @@ namespace vhost_ioat::dma {
 struct ChannelOptions {
   uint32_t ring_size = 1024;    // descriptors: a power of two, 64 to 4096; one of them stays empty
   uint32_t first_index = 0;     // where the free-running descriptor index starts, for tests of its wrap
-  std::function<void()> pause;  // called between two looks while the constructor waits; by default a short sleep
+  std::function<void()> pause = {};  // called between two looks while the constructor waits; by default a short sleep
 };
 
 /// The driver of one I/OAT channel, for versions 3.2 to 3.4. It speaks IOVAs and knows neither hosts nor guests.
@@ -129,7 +129,6 @@ class IoatChannel {
   void look() noexcept;
   void advance(uint64_t status) noexcept;
   void fail(Failure failure) noexcept;
-  void stop() noexcept;
   void run_again() noexcept;
   Step wait_in(Phase phase) noexcept;
 

@@ -103,7 +103,7 @@ struct Driven {
   std::optional<IoatChannel> channel;
 
   explicit Driven(const IoatModel::Options& options = {}, ChannelOptions channel_options = {}, bool start = true)
-      : model(options), data(random_bytes(data_size)) {
+      : model(options), data(some_data()) {
     pages.emplace(IoatChannel::memory_size(channel_options.ring_size));
     model.memory().map(ring_at, pages->data(), pages->size());
     model.memory().map(data_at, data.data(), data.size());
@@ -111,14 +111,17 @@ struct Driven {
     if (start) channel.emplace(model, DmaMemory{pages->data(), ring_at, pages->size()}, channel_options);
   }
 
+  static const std::vector<uint8_t>& some_data() {
+    static const std::vector<uint8_t> bytes = random_bytes(data_size);
+    return bytes;
+  }
   Refusal copy(uint64_t to, uint64_t from, uint64_t len, uint32_t cookie = 0) {
     return channel->copy(data_at + to, data_at + from, len, cookie);
   }
   /// What poll() has now.
   std::vector<Completion> poll() {
-    std::vector<Completion> out(8192);
-    out.resize(channel->poll(out));
-    return out;
+    Completion out[4096];
+    return {out, out + channel->poll(out)};
   }
   /// Polls until nothing is outstanding or the channel has failed.
   std::vector<Completion> drain() {
