@@ -18,8 +18,7 @@ using Clock = EventLoop::Clock;
 
 constexpr Clock::duration first_delay = 100ms;
 constexpr Clock::duration last_delay = 1s;
-constexpr Clock::duration patience = 5s;  // with a front end that has not sent SET_OWNER
-constexpr int messages_per_turn = 64;     // then other sockets have theirs
+constexpr int messages_per_turn = 16;  // then other sockets and timers have theirs
 
 }  // namespace
 
@@ -70,7 +69,9 @@ void Endpoint::watch_listener(bool on) {
 
 void Endpoint::on_listener() {
   if (session_) {  // watched again since this one has been silent for too long, and now another waits
-    return end("it did not send SET_OWNER within 5 s and another front end waits", true);
+    return end(format("it did not send SET_OWNER within %lld ms and another front end waits",
+                      static_cast<long long>(config_.patience.count())),
+               true);
   }
   UniqueFd socket = listener_->accept();
   if (socket) return begin(std::move(socket));
@@ -106,7 +107,7 @@ void Endpoint::begin(UniqueFd socket) {
   watched_ = EPOLLIN;
   loop_->add_fd(connection_->fd(), watched_, [this](uint32_t) { on_socket(); });
   if (!listener_) return;
-  timer_ = loop_->call_at(Clock::now() + patience, [this] {
+  timer_ = loop_->call_at(Clock::now() + config_.patience, [this] {
     timer_ = 0;
     watch_listener(true);
   });

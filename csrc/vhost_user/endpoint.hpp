@@ -2,6 +2,7 @@
 #pragma once
 #include <sys/types.h>
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -18,6 +19,7 @@ struct EndpointConfig {
   std::string path;
   bool client = false;        // connect to the front end's socket, instead of listening
   mode_t socket_mode = 0600;  // of a listening socket
+  std::chrono::milliseconds patience{5000};  // of a server, with a front end that has not sent SET_OWNER
 };
 
 /// What an endpoint tells the port. All calls come on the event loop and must not throw.
@@ -37,8 +39,8 @@ class EndpointOwner {
 
 /// The socket of a port: listens or connects, and drives one session at a time on the event loop.
 ///
-/// Server: while a front end is connected, others wait in the backlog; one that has not sent SET_OWNER 5 s after it
-/// came makes way as soon as another waits. Client: tries again until the front end is there, and after it was lost.
+/// Server: while a front end is connected, others wait in the backlog; one that has not sent SET_OWNER within
+/// `patience` makes way as soon as another waits. Client: tries again until the front end is there, and after it was lost.
 /// Every method, and the destructor unless forked, is called on the loop (EventLoop::run).
 class Endpoint {
  public:

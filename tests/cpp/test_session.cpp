@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include <cstring>
+#include <iterator>
+#include <random>
 #include <string>
 
 #include "doctest/doctest.h"
@@ -251,4 +254,61 @@ TEST_CASE("session: stop while suspended finishes the request first and answers 
   CHECK(bench.device.held == RingSet(0xf));
   CHECK(bench.session.resume(bench.reply) == Next::close);
   CHECK_FALSE(bench.reply);
+}
+
+TEST_CASE("session: any messages in any order leave rings released, fds owned once, and limits kept") {
+  const size_t fds = open_fds();
+  GuestFile file(0x20000);
+  std::mt19937 random(2);
+  const auto one_of = [&](auto... values) {
+    const uint64_t all[] = {static_cast<uint64_t>(values)...};
+    return all[random() % std::size(all)];
+  };
+  size_t refused = 0, closed = 0, suspended = 0;
+  for (int run = 0; run < 300; ++run) {
+    SessionBench bench({.queue_pairs = 2, .max_guest_mem = 0x20000});
+    bench.negotiate();
+    for (int step = 0; step < 100; ++step) {
+      bench.device.holds_at_once = random() % 4 != 0;
+      const MessageType& type = message_types[random() % std::size(message_types)];
+      Message message(type.id);
+      message.size = type.size;
+      for (uint32_t at = 0; at < message.size; at += 8) {  // words that mean something somewhere
+        const uint64_t word = one_of(0, 1, 2, 0x100, 0x101, 0x1000, 0x10000, uint64_t{1} << 32, uint64_t{256} << 32 | 1,
+                                     virtio::supported_features.mask(), random());
+        std::memcpy(message.payload.data() + at, &word, 8);
+      }
+      for (size_t n = random() % (type.max_fds + 1u); n > 0; --n) {
+        message.fds.push_back(random() % 2 ? make_eventfd() : file.fd());
+      }
+      if (message.is(Request::SET_MEM_TABLE)) {
+        message = file.table({{one_of(0, 0x1000), 0x1000, one_of(0, 0x70000), 0}, {0x4000, 0x2000, 0x90000, 0x1000}});
+      }
+      Next next = random() % 8 ? bench.ask(std::move(message)) : bench.send(std::move(message));
+      if (next == Next::suspended) {
+        ++suspended;
+        if (random() % 8 == 0) break;  // the front end leaves meanwhile
+        next = bench.session.resume(bench.reply);
+      }
+      REQUIRE(bench.device.held.none());
+      if (next == Next::close) {
+        ++closed;
+        break;
+      }
+      refused += !bench.session.error().empty();
+      uint64_t total = 0;
+      for (const memory::Region& region : bench.session.state().memory->regions()) total += region.size;
+      REQUIRE(total <= 0x20000);
+    }
+    Next next = bench.session.stop();
+    while (next == Next::suspended) next = bench.session.resume(bench.reply);
+    REQUIRE(next == Next::close);
+    REQUIRE(bench.device.held.none());
+    REQUIRE(bench.device.memory->regions().empty());
+    for (uint32_t i = 0; i < 4; ++i) REQUIRE_FALSE((bench.ring(i).started || bench.ring(i).call));
+  }
+  CHECK(refused > 100);
+  CHECK(closed > 100);
+  CHECK(suspended > 100);
+  CHECK(open_fds() == fds + 1);  // of `file`
 }
