@@ -34,8 +34,8 @@ for device in dma.probe():
 
 
 @pytest.mark.parametrize(("device_id", "cbver"), [(0x0B00, 0x34), (0x2021, 0x33)])
-def test_copies_errors_interrupts_and_revoking_through_vfio(sock: str, device_id: int, cbver: int) -> None:
-    with Card(sock, device_id, cbver) as card, VM(sock, iommu=True, host=True) as vm:
+def test_copies_errors_interrupts_and_revoking_through_vfio(socket_path: str, device_id: int, cbver: int) -> None:
+    with Card(socket_path, device_id, cbver) as card, VM(socket_path, iommu=True, host=True) as vm:
         address = vm.cards()[0]
         vm.run("modprobe vfio_iommu_type1")
         vm.bind(address, "vfio-pci")
@@ -48,11 +48,11 @@ def probe(vm: VM, before: str = "", *, open_it: bool = False) -> str:
     return vm.python(PROBE.format(before=before, open=open_it))
 
 
-def test_each_thing_in_the_way_is_named(sock: str) -> None:
-    with Card(sock):
-        with VM(sock, host=True) as vm:
+def test_each_thing_in_the_way_is_named(socket_path: str) -> None:
+    with Card(socket_path):
+        with VM(socket_path, host=True) as vm:
             assert "no IOMMU group: turn the IOMMU on" in probe(vm)
-        with VM(sock, host=True, iommu=True) as vm:
+        with VM(socket_path, host=True, iommu=True) as vm:
             address = vm.cards()[0]
             assert "it has no driver; as root: modprobe vfio-pci" in probe(vm)
             vm.bind(address, "ioatdma")
@@ -70,8 +70,8 @@ def test_each_thing_in_the_way_is_named(sock: str) -> None:
             assert "opened" in probe(vm, as_user, open_it=True)
 
 
-def test_the_commands_in_the_message_make_the_device_usable(sock: str) -> None:
-    with Card(sock), VM(sock, host=True, iommu=True) as vm:
+def test_the_commands_in_the_message_make_the_device_usable(socket_path: str) -> None:
+    with Card(socket_path), VM(socket_path, host=True, iommu=True) as vm:
         vm.bind(vm.cards()[0], "ioatdma")
         vm.run("modprobe vfio_iommu_type1")
         commands = probe(vm).split("as root: ")[1].strip()
@@ -79,8 +79,12 @@ def test_the_commands_in_the_message_make_the_device_usable(sock: str) -> None:
         assert "opened" in probe(vm, open_it=True)
 
 
-def test_a_group_that_the_kernel_shares_is_not_viable(sock: str) -> None:
-    with Card(sock), Card(f"{sock}2"), VM(sock, f"{sock}2", host=True, iommu=True, bridge=True) as vm:
+def test_a_group_that_the_kernel_shares_is_not_viable(socket_path: str) -> None:
+    with (
+        Card(socket_path),
+        Card(f"{socket_path}2"),
+        VM(socket_path, f"{socket_path}2", host=True, iommu=True, bridge=True) as vm,
+    ):
         first, second = vm.cards()
         vm.run("modprobe vfio_iommu_type1")
         vm.bind(first, "vfio-pci")
