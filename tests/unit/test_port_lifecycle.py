@@ -225,7 +225,7 @@ def test_a_second_caller_of_a_queue_gets_an_exception(linked):
     stop.set()
     for thread in threads:
         thread.join()
-    assert "queue 0" in caught[0]
+    assert "one caller per queue" in caught[0]
 
 
 def test_different_queues_may_have_different_threads(linked):

@@ -17,11 +17,12 @@ from rich.table import Table
 
 from ..guest import Guest
 from ..port import EthVhost
-from .format import count, rate, scaled
+from .format import count, rates, scaled
 from .stream import Receiver, Sender, Stream
 
 REFRESH = 0.25  # seconds
 PATIENCE = 10.0  # seconds without a packet after which what is missing counts as lost
+RING_SIZE = 1024  # room for 30 of the largest packets
 TO_GUEST, FROM_GUEST = 1, 2  # seeds
 
 
@@ -64,7 +65,7 @@ def _guest_process(path: str, queues: int, parent: Connection) -> None:
     def tell(finished: bool) -> None:
         parent.send((finished, asdict(end.sent()), asdict(end.received())))
 
-    with Guest(path, queues=queues) as guest:
+    with Guest(path, queues=queues, ring_size=RING_SIZE) as guest:
         guest.connect(timeout=PATIENCE)
         while True:
             for queue in range(queues):
@@ -101,7 +102,7 @@ class Demo:
         self.end = End(queues, TO_GUEST, FROM_GUEST)
         self.guest_sent, self.guest_received = Totals(), Totals()
         self.guest_finished = False
-        self.started = self.stopped = time.monotonic()
+        self.started, self.stopped = time.monotonic(), 0.0
 
     def exchange(self, sending: bool) -> bool:
         """One round over all queues; True when packets came."""
@@ -129,7 +130,7 @@ class Demo:
         while (now := time.monotonic()) - self.started < seconds:
             self.exchange(sending=True)
             if now - shown > REFRESH:
-                live.update(self.table())
+                live.update(self.table(), refresh=True)
                 shown = now
         self.stopped = time.monotonic()
         self.guest.send(self.end.sent().packets)
@@ -140,19 +141,21 @@ class Demo:
             received = self.end.received()
             if self.guest_finished and received.packets + received.errors >= self.guest_sent.packets:
                 break
-        live.update(self.table())
 
     def table(self) -> Table:
         """What both ends have counted."""
-        seconds = max(self.stopped, time.monotonic() if self.stopped == self.started else self.stopped) - self.started
-        table = Table("direction", "sent", "received", "bytes", "rate", "errors")
+        seconds = (self.stopped or time.monotonic()) - self.started
+        table = Table("direction", "sent", "received", "bytes", "packet rate", "bit rate", "errors")
         for name, sent, received in (
-            ("port to guest", self.end.sent(), self.guest_received),
-            ("guest to port", self.guest_sent, self.end.received()),
+            ("to the guest", self.end.sent(), self.guest_received),
+            ("from the guest", self.guest_sent, self.end.received()),
         ):
-            speed = rate(received.packets, received.octets, seconds)
             table.add_row(
-                name, *map(count, (sent.packets, received.packets, received.octets)), speed, str(received.errors)
+                name,
+                *map(count, (sent.packets, received.packets)),
+                scaled(received.octets, "B"),
+                *rates(received.packets, received.octets, seconds),
+                count(received.errors),
             )
         return table
 
@@ -161,8 +164,8 @@ class Demo:
         found = []
         stats = self.port.stats()
         for name, sent, received in (
-            ("port to guest", self.end.sent(), self.guest_received),
-            ("guest to port", self.guest_sent, self.end.received()),
+            ("to the guest", self.end.sent(), self.guest_received),
+            ("from the guest", self.guest_sent, self.end.received()),
         ):
             if received.errors:
                 found.append(f"{name}: {received.errors} packets were wrong; the first: {received.first_error}")
@@ -187,12 +190,13 @@ def _summary(demo: Demo, console: Console) -> bool:
     engines = demo.port.info().engines
     if engines:
         console.print(
-            f"copied by {engines[0].description}: {scaled(total('dma_bytes'), 'B')} in {count(total('dma_completed'))} "
-            f"copies, {total('dma_errors')} errors; by the CPU: {scaled(total('cpu_bytes'), 'B')}",
+            f"to the guest by {engines[0].description}: {scaled(total('dma_bytes'), 'B')} in "
+            f"{count(total('dma_completed'))} copies, {total('dma_errors')} errors; "
+            f"by the CPU: {scaled(total('cpu_bytes'), 'B')}",
             highlight=False,
         )
     else:
-        console.print(f"copied by the CPU: {scaled(total('cpu_bytes'), 'B')}", highlight=False)
+        console.print(f"to the guest by the CPU: {scaled(total('cpu_bytes'), 'B')}", highlight=False)
     problems = demo.problems()
     for problem in problems:
         console.print(f"[red]{problem}[/red]", highlight=False)
@@ -207,7 +211,9 @@ def run(seconds: float, queues: int, engine: bool, console: Console) -> bool:
     context = multiprocessing.get_context("spawn")  # a forked child must not use the parent's port
     with TemporaryDirectory(prefix="vhost-ioat-") as directory:
         path = str(Path(directory) / "demo.sock")
-        console.print(f"a port and an embedded guest (a process of its own) over {path}, for {seconds:g} s")
+        console.print(
+            f"a port and an embedded guest in a process of its own exchange packets for {seconds:g} s", highlight=False
+        )
         with EthVhost(path, queues=queues, ioats=ioats) as port:
             ours, theirs = context.Pipe()
             guest = context.Process(target=_guest_process, args=(path, queues, theirs), daemon=True)
@@ -218,9 +224,9 @@ def run(seconds: float, queues: int, engine: bool, console: Console) -> bool:
                     console.print(f"[red]the guest did not come within {PATIENCE:g} s[/red]")
                     return False
                 demo = Demo(port, ours, queues)
-                with Live(demo.table(), console=console, auto_refresh=False) as live:
+                with Live(console=console, auto_refresh=False, transient=True) as live:
                     demo.run(seconds, live)
-                    live.refresh()
+                console.print(demo.table())
                 held = _summary(demo, console)
                 ours.send("leave")
                 guest.join(PATIENCE)

@@ -11,15 +11,15 @@ def count(number: float) -> str:
 
 def scaled(number: float, unit: str) -> str:
     """Three digits and a prefix, as 12.3 Mpps."""
-    for prefix in ("", "k", "M", "G"):
-        if number < 1000:
-            return f"{number:.3g} {prefix}{unit}"
-        number /= 1000
-    return f"{number:.0f} T{unit}"
+    prefixes = iter("kMGT")
+    prefix = ""
+    while number >= 999.5 and prefix != "T":
+        number, prefix = number / 1000, next(prefixes)
+    return f"{number:.3g} {prefix}{unit}"
 
 
-def rate(packets: float, octets: float, seconds: float) -> str:
+def rates(packets: float, octets: float, seconds: float) -> tuple[str, str]:
     """Packets and bits per second."""
     if seconds <= 0:
-        return "-"
-    return f"{scaled(packets / seconds, 'pps')}, {scaled(8 * octets / seconds, 'bit/s')}"
+        return "-", "-"
+    return scaled(packets / seconds, "pps"), scaled(8 * octets / seconds, "bit/s")

@@ -14,24 +14,22 @@ from rich.table import Table
 
 from ..port import EthVhost, forward
 from ..records import Stats
-from .format import count, rate
+from .format import count, rates
 
 REFRESH = 0.5  # seconds
 
 
 def _table(ports: list[EthVhost], before: dict[EthVhost, Stats], seconds: float) -> Table:
-    table = Table("port", "link", "received", "sent", "missed", "errors", "no buffer", "in", "out")
+    """The counters, and the rates since `before`, which becomes now."""
+    table = Table("port", "link", "", "packets", "dropped", "packet rate", "bit rate")
     for port in ports:
         now = port.stats()
         new = now - before[port]
         before[port] = now
-        table.add_row(
-            f"{port.name} {port.devargs.iface}",
-            "up" if port.link() else "down",
-            *map(count, (now.ipackets, now.opackets, now.imissed, now.ierrors + now.oerrors, now.rx_nombuf)),
-            rate(new.ipackets, new.ibytes, seconds),
-            rate(new.opackets, new.obytes, seconds),
-        )
+        link = "up" if port.link() else "down"
+        lost = count(now.imissed + now.ierrors)
+        table.add_row(port.name, link, "in", count(now.ipackets), lost, *rates(new.ipackets, new.ibytes, seconds))
+        table.add_row("", "", "out", count(now.opackets), count(now.oerrors), *rates(new.opackets, new.obytes, seconds))
     return table
 
 
@@ -53,7 +51,7 @@ def run(devargs: list[str], mode: Any, seconds: float | None, console: Console) 
 def _forward(ports: list[EthVhost], mode: Any, seconds: float | None, console: Console) -> None:
     started = shown = time.monotonic()
     before = {port: Stats() for port in ports}
-    with Live(_table(ports, before, 0), console=console, auto_refresh=False) as live:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         try:
             while seconds is None or time.monotonic() - started < seconds:
                 left = REFRESH if seconds is None else seconds - (time.monotonic() - started)
@@ -63,6 +61,6 @@ def _forward(ports: list[EthVhost], mode: Any, seconds: float | None, console: C
                 shown = now
         except KeyboardInterrupt:
             pass
-        took = time.monotonic() - started
-        live.update(_table(ports, {port: Stats() for port in ports}, took), refresh=True)
-    console.print(f"{mode} for {took:.1f} s; the rates are those of the whole time")
+    took = time.monotonic() - started
+    console.print(_table(ports, {port: Stats() for port in ports}, took))
+    console.print(f"{mode}, {took:.1f} s", highlight=False)

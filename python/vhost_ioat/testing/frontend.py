@@ -163,7 +163,8 @@ class RawFrontend:
         content = message.encode()
         with open_fds(message.fds) as fds:
             sent = socket.send_fds(self.socket, [content], fds) if fds else self.socket.send(content)
-        self.socket.sendall(content[sent:])
+        if sent < len(content):
+            self.socket.sendall(content[sent:])
 
     def receive(self) -> Reply | None:
         """The next message from the back end; None when it has closed."""
