@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -155,8 +157,9 @@ class VM(Console):
         with tempfile.NamedTemporaryFile("w", suffix=".py", dir=packages.CACHE) as file:
             file.write(script)
             file.flush()
+            environment = "PYTHONPATH=" + shlex.quote(os.environ.get("PYTHONPATH", ""))
             Path(file.name).chmod(0o644)
-            return self.run(f"chroot /host {sys.executable} {file.name}", timeout=timeout, check=check)
+            return self.run(f"{environment} chroot /host {sys.executable} {file.name}", timeout=timeout, check=check)
 
     def driver(self, address: str) -> str:
         return Path(self.run(f"readlink /sys/bus/pci/devices/{address}/driver || true").strip()).name
