@@ -9,7 +9,7 @@ import sys
 def main() -> None:
     """Run the command line; without the extra `cli`, say how to get it."""
     try:
-        from .cli import app
+        from .cli import app  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         if missing.name not in ("typer", "rich"):
             raise

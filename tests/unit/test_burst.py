@@ -202,7 +202,9 @@ def test_views_keep_the_memory(take):
 
 
 def test_lengths_keep_the_memory():
-    lengths, headers = (lambda b: (b.lengths, b.net_hdr))(Burst.from_packets(PACKETS))
+    burst = Burst.from_packets(PACKETS)
+    lengths, headers = burst.lengths, burst.net_hdr
+    del burst
     gc.collect()
     others = [Burst.from_packets([b"\xff" * 2000] * 8) for _ in range(8)]
     assert lengths.tolist() == [60, 64, 65, 1, 1514]

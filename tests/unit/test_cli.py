@@ -4,8 +4,10 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
+
 from traffic import until
 
 pytest.importorskip("typer")
@@ -75,7 +77,7 @@ def test_a_signal_ends_forwarding_cleanly(socket_path, number):
     code, output, errors, _ = forward_and_stop(socket_path, number)
     assert (code, errors) == (0, "")
     assert "eth_vhost_ioat0" in output
-    assert not os.path.exists(socket_path)
+    assert not Path(socket_path).exists()
 
 
 def test_macswap_exchanges_the_addresses(socket_path):

@@ -3,8 +3,8 @@ import asyncio
 import select
 
 import pytest
-from traffic import at_port, packets_of
 
+from traffic import at_port, packets_of
 from vhost_ioat import EthVhost
 from vhost_ioat.guest import Guest
 

@@ -10,9 +10,9 @@ import weakref
 from pathlib import Path
 
 import pytest
+
 from resources import resources
 from traffic import at_port, until
-
 from vhost_ioat import ConfigError, EthVhost, VhostIoatError
 from vhost_ioat.testing import RawFrontend
 
@@ -134,8 +134,7 @@ def test_a_port_that_is_dropped_is_closed(socket_path):
     del port
     gc.collect()
     assert dropped() is None
-    with pytest.raises(OSError, match="."):
-        RawFrontend(socket_path)
+    assert not Path(socket_path).exists()
 
 
 def test_nothing_is_left_open(linked, socket_path):
@@ -194,9 +193,13 @@ def test_close_from_another_thread_ends_a_polling_loop(linked):
     at_port(port, 0, 1)
     closer = threading.Timer(0.05, port.close)
     closer.start()
-    with pytest.raises(VhostIoatError, match="closed"):
+
+    def poll():
         while True:
             port.rx_burst(0)
+
+    with pytest.raises(VhostIoatError, match="closed"):
+        poll()
     closer.join()
 
 

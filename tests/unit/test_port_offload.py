@@ -3,8 +3,8 @@
 
 import numpy as np
 import pytest
-from traffic import until
 
+from traffic import until
 from vhost_ioat import Burst
 
 NEEDS_CSUM = 1

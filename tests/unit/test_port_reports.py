@@ -6,9 +6,9 @@ import threading
 import time
 
 import pytest
-from traffic import at_guest, at_port, until
 
 import vhost_ioat
+from traffic import at_guest, at_port, until
 from vhost_ioat import EthVhost, Stats
 from vhost_ioat.testing import RawFrontend
 from vhost_ioat.testing.frontend import REQUESTS, Message

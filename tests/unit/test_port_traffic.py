@@ -3,8 +3,8 @@
 
 import numpy as np
 import pytest
-from traffic import at_guest, at_port, exchange, numbered, packets_of, until
 
+from traffic import at_guest, at_port, exchange, numbered, packets_of, until
 from vhost_ioat import Burst, VhostIoatError
 from vhost_ioat.cli.stream import Stream
 

@@ -44,9 +44,11 @@ class End:
         self.receivers = [Receiver(Stream(receives * 1000 + queue)) for queue in range(queues)]
 
     def sent(self) -> Totals:
+        """Taken by the ring."""
         return Totals(sum(s.packets for s in self.senders), sum(s.octets for s in self.senders))
 
     def received(self) -> Totals:
+        """Checked."""
         return Totals(
             sum(r.packets for r in self.receivers),
             sum(r.octets for r in self.receivers),
@@ -173,9 +175,8 @@ class Demo:
                 found.append(f"{name}: {sent.packets} packets were sent, {received.packets + received.errors} came")
             if not received.packets:
                 found.append(f"{name}: no packet came")
-        for counter in ("imissed", "ierrors", "oerrors"):
-            if getattr(stats, counter):
-                found.append(f"the port counts {counter} = {getattr(stats, counter)}")
+        lost = {name: getattr(stats, name) for name in ("imissed", "ierrors", "oerrors")}
+        found += [f"the port counts {name} = {number}" for name, number in lost.items() if number]
         if (sent_by_port := self.end.sent().packets) != stats.opackets:
             found.append(f"the port counts {stats.opackets} packets published, {sent_by_port} were given to it")
         return found

@@ -35,8 +35,8 @@ def linked(socket_path: str) -> Iterator[Callable[..., tuple[EthVhost, Guest]]]:
 
     Keywords go to `EthVhost`, those in `guest` (a dict) to `Guest`. All are closed at the end of the test.
     """
-    from ..guest import Guest
-    from ..port import EthVhost
+    from ..guest import Guest  # noqa: PLC0415
+    from ..port import EthVhost  # noqa: PLC0415
 
     numbers = itertools.count()
     with ExitStack() as opened:

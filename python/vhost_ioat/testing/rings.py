@@ -15,7 +15,7 @@ from . import strategies
 from .layout import Descriptor, Memory, RingView, ring_bytes
 from .model import EVENT_IDX, INDIRECT_DESC, Chain, Device, Driver, need_event, wrap
 
-__all__ = ["DeviceRing", "HostileRingMachine", "RingMachine"]
+__all__ = ["DeviceRing", "DriverRing", "HostileRingMachine", "RingMachine"]
 
 T = TypeVar("T")
 
@@ -56,6 +56,21 @@ class DeviceRing(Protocol):
         """Why the ring is broken, or None."""
 
 
+class DriverRing(Protocol):
+    """The methods of a driver; those of `vhost_ioat.virtio.DriverRing`."""
+
+    def add(
+        self, readable: list[tuple[int, int]], writable: list[tuple[int, int]], *, indirect: bool = False
+    ) -> int | None:
+        """Put a chain into the ring; its head, or None without room."""
+
+    def publish(self) -> bool:
+        """Show what was put in; whether the device wants a kick."""
+
+    def take_used(self) -> tuple[int, int] | None:
+        """Take back the next chain that was given back: head and bytes written."""
+
+
 class _Bench(RuleBasedStateMachine):
     """Guest memory with one ring in it, and the ring under test on top."""
 
@@ -66,6 +81,10 @@ class _Bench(RuleBasedStateMachine):
     def open_ring(self, view: RingView, features: int, last_avail: int) -> DeviceRing:
         """The ring under test, at `view`. It reads its used index from memory. Override."""
         return Device(view, features=features, last_avail=last_avail)
+
+    def open_driver(self, view: RingView, features: int, start: int) -> DriverRing:
+        """The driver that the ring under test is checked with. Override to test a driver instead."""
+        return Driver(view, features=features, start=start, tables=TABLES, table_size=min(TABLE_SIZE, view.size))
 
     def lay_out(self, size: int, features: int, start: int, borders: list[int]) -> None:
         """Memory whose data part is cut into adjacent regions at `borders`, and an empty ring at index `start`."""
@@ -80,19 +99,21 @@ class _Bench(RuleBasedStateMachine):
         used_at = -(-(desc + avail) // 4) * 4
         self.view = RingView(self.memory, size, RING, RING + desc, RING + used_at)
         self.features, self.start = features, start
-        self.driver = Driver(self.view, features=features, start=start, tables=TABLES, table_size=min(TABLE_SIZE, size))
+        self.driver = self.open_driver(self.view, features, start)
         self.ring = self.open_ring(self.view, features, start)
 
 
 class RingMachine(_Bench):
     """Checks the device's side of a split ring against an honest driver.
 
-    Subclass it, override `open_ring` (and `open_memory`), and run `YourMachine.TestCase`. Every rule may come at any
-    time. Checked, by their clauses in VIRTIO 1.2: chains come once each, whole and in the order made available (2.7.13);
-    used elements appear when published, in the order pushed (2.7.8); the driver is notified exactly when it asked
-    (2.7.7.2); nothing but the used ring is written; a ring closed and opened again at its last index continues (the
-    vring base of vhost-user).
+    Subclass it, override `open_ring` (and `open_memory`), and collect `YourMachine.TestCase`. Every rule may come at
+    any time. Checked, by their clauses in VIRTIO 1.2: chains come once each, whole and in the order made available
+    (2.7.13); used elements appear when published, in the order pushed (2.7.8); the driver is notified exactly when it
+    asked (2.7.7.2); nothing but the used ring is written; a ring closed and opened again at its last index continues
+    (the vring base of vhost-user).
     """
+
+    FEATURES = EVENT_IDX | INDIRECT_DESC  # what the ring under test knows
 
     @initialize(
         size=strategies.ring_sizes(1024),
@@ -102,13 +123,14 @@ class RingMachine(_Bench):
     )
     def set_up(self, size: int, start: int, features: int, borders: list[int]) -> None:
         """Begin with an empty ring at some index."""
-        self.lay_out(size, features, start, borders)
+        self.lay_out(size, features & self.FEATURES, start, borders)
         self.added: deque[Chain] = deque()  # not shown to the device yet
         self.available: deque[Chain] = deque()
         self.popped: list[Chain] = []
         self.pushed: deque[tuple[int, int]] = deque()  # not shown to the driver yet
         self.returned: deque[tuple[int, int]] = deque()
         self.popped_in_all = 0
+        self.taken = start  # index of the next used element
         self.asked_at: int | None = None  # used index when the device was last asked whether to notify
         self.suppressed = False
         self.event = 0
@@ -193,7 +215,7 @@ class RingMachine(_Bench):
     @rule(suppressed=st.booleans(), ahead=st.integers(-2, 6))
     def suppress(self, suppressed: bool, ahead: int) -> None:
         """Change what the driver wants to be told of."""
-        self.suppressed, self.event = suppressed, wrap(self.driver.last_used + ahead)
+        self.suppressed, self.event = suppressed, wrap(self.taken + ahead)
         self.view.avail_flags = int(suppressed)
         self.view.used_event = self.event
 
@@ -203,6 +225,7 @@ class RingMachine(_Bench):
         for _ in range(n):
             expected = self.returned.popleft() if self.returned else None
             assert self.driver.take_used() == expected
+            self.taken = wrap(self.taken + (expected is not None))
 
     @rule()
     def close_and_open(self) -> None:

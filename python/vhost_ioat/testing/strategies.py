@@ -82,13 +82,14 @@ def ring_indices() -> SearchStrategy[int]:
 
 @st.composite
 def chains(draw: DrawFn, data_bytes: int, most: int = 8) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Readable and writable buffers as (offset, bytes) within `data_bytes`; bytes may be 0, and buffers may overlap."""
+    """Readable and writable buffers, one or more, as (offset, bytes); some have 0 bytes, some overlap."""
 
-    def buffers() -> list[tuple[int, int]]:
-        offsets = draw(st.lists(st.integers(0, data_bytes), max_size=most // 2))
+    def buffers(least: int) -> list[tuple[int, int]]:
+        offsets = draw(st.lists(st.integers(0, data_bytes), min_size=least, max_size=most // 2))
         return [(at, draw(st.integers(0, min(data_bytes - at, 4096)))) for at in offsets]
 
-    return buffers(), buffers()
+    readable = buffers(0)
+    return readable, buffers(0 if readable else 1)
 
 
 def descriptors(near: Sequence[int] = (0,)) -> SearchStrategy[Descriptor]:
