@@ -53,6 +53,10 @@ BackendSession::Next BackendSession::stop() {
   if (suspended_) return Next::suspended;  // resume() finishes that request and comes here again
   request_.reset();
   when_held(every_ring(), [this] {
+    for (Vring& ring : state_.vrings) {
+      forget_start(ring);
+      retire(ring.err);
+    }
     SessionState fresh;
     fresh.memory = std::make_shared<const memory::RegionTable>();
     fresh.vrings.resize(state_.vrings.size());
@@ -85,6 +89,7 @@ BackendSession::Next BackendSession::finish(std::optional<Message>& reply) {
     change_();
     device_.release(held_, state_);
     change_ = nullptr;
+    retired_.clear();
   }
   if (!stopping_) return answer(reply);
   return request_ ? stop() : Next::close;

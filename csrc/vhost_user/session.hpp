@@ -54,8 +54,8 @@ class Device {
   /// The next avail index of a held ring that is started, free running; if it never ran, the base it was released with.
   virtual uint16_t ring_base(uint32_t ring) = 0;
   /// The held rings may run again, as far as `state` says they should, each from its `base`. Addresses are translated
-  /// here; what is kept of `state` beyond this call is the shared memory table and copies (of fds: duplicates, or their
-  /// numbers until the next hold of that ring).
+  /// here. Of `state` the memory table may be kept, and the fds of a ring used until this is called for it again: those
+  /// it had before are still open during the call, so that they can be taken out of an epoll set.
   virtual void release(const RingSet& rings, const SessionState& state) = 0;
   /// SEND_RARP: the guest moved here with this MAC address; announce it. The port puts a RARP frame before the next rx.
   virtual void announce(const uint8_t (&mac)[6]) = 0;
@@ -99,6 +99,8 @@ class BackendSession {
   Next finish(std::optional<Message>& reply);
   Next answer(std::optional<Message>& reply);
   Next refuse(const std::string& why, std::optional<Message>& reply);
+  void forget_start(Vring& ring);
+  void retire(UniqueFd& fd);
 
   void set_features();
   void set_protocol_features();
@@ -128,12 +130,10 @@ class BackendSession {
   std::optional<Message> reply_;    // its own reply
   RingSet held_;                    // for the change
   std::function<void()> change_;
+  std::vector<UniqueFd> retired_;   // replaced by the change, open until the device was told
   bool suspended_ = false;
   bool stopping_ = false;
   std::string error_;
 };
-
-/// The state of a ring that GET_VRING_BASE stopped: what the next start must say anew is gone.
-void forget_start(Vring& ring);
 
 }  // namespace vhost_ioat::vhost_user

@@ -22,11 +22,14 @@ void check_aligned(const char* what, uint64_t address, uint64_t alignment) {
 
 }  // namespace
 
-void forget_start(Vring& ring) {
+void BackendSession::retire(UniqueFd& fd) { retired_.push_back(std::move(fd)); }
+
+/// As GET_VRING_BASE leaves a ring: what its next start must say anew is gone.
+void BackendSession::forget_start(Vring& ring) {
   ring.started = ring.polled = ring.has_addresses = false;
   ring.desc_uva = ring.avail_uva = ring.used_uva = 0;
-  ring.kick.reset();
-  ring.call.reset();
+  retire(ring.kick);
+  retire(ring.call);
 }
 
 uint32_t BackendSession::ring_of(uint64_t index) const {
@@ -99,7 +102,8 @@ void BackendSession::set_vring_fd(UniqueFd Vring::*which) {
   if (!none) adopt_eventfd(request_->fds[0].get());
   when_held(only(ring), [this, ring, which, none] {
     Vring& vring = state_.vrings[ring];
-    vring.*which = none ? UniqueFd() : std::move(request_->fds[0]);
+    retire(vring.*which);
+    if (!none) vring.*which = std::move(request_->fds[0]);
     if (which != &Vring::kick) return;
     vring.started = true;
     vring.polled = none;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include <fcntl.h>
 #include <sys/socket.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -157,6 +159,33 @@ TEST_CASE("session rings: polled kicks, absent and replaced fds") {
   bench.done(Request::SET_VRING_CALL, wire::vring_fd_none | 2);
   CHECK_FALSE(bench.ring(2).call);
   CHECK(open_fds() == fds + 1);
+}
+
+TEST_CASE("session rings: an fd that goes is open until the device was told, and closed then") {
+  struct Watcher : FakeDevice {
+    void release(const RingSet& rings, const SessionState& state) override {
+      FakeDevice::release(rings, state);
+      if (old_kick >= 0) still_open = ::fcntl(old_kick, F_GETFD) >= 0;
+    }
+    int old_kick = -1;
+    bool still_open = false;
+  };
+  Watcher device;
+  BackendSession session({}, device);
+  std::optional<Message> reply;
+  for (const bool by_stop : {false, true}) {
+    REQUIRE(session.receive(with_fd(Request::SET_VRING_KICK, 0, make_eventfd()), reply) == Next::proceed);
+    device.old_kick = session.state().vrings[0].kick.get();
+    device.still_open = false;
+    if (by_stop) {
+      REQUIRE(session.stop() == Next::close);
+    } else {
+      REQUIRE(session.receive(with_fd(Request::SET_VRING_KICK, 0, make_eventfd()), reply) == Next::proceed);
+    }
+    CHECK(device.still_open);
+    CHECK(::fcntl(device.old_kick, F_GETFD) < 0);
+    device.old_kick = -1;
+  }
 }
 
 TEST_CASE("session rings: bit 8 and the fd must agree") {
