@@ -16,7 +16,7 @@ cxx_sources := CMakeLists.txt $(shell find csrc -name '*.[ch]pp')
 sources := pyproject.toml $(cxx_sources) $(shell find python -type f -not -name '*.pyc')
 cxx_format := $(shell find csrc tests benchmarks -name '*.[ch]pp')
 
-.PHONY: help build demo test lint format test-cpp test-python asan tsan interop-full vfio clean
+.PHONY: help build demo test lint format test-cpp test-python asan tsan fuzz interop-full vfio clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -62,6 +62,13 @@ tsan: $(STAMPS)/venv ## C++ tests under ThreadSanitizer
 	cmake --preset tsan
 	cmake --build --preset tsan
 	ctest --preset tsan
+
+FUZZ_SECONDS ?= 30
+fuzz: $(STAMPS)/venv ## each libFuzzer target for FUZZ_SECONDS (30), from its seeds; needs clang
+	tools/need clang
+	cmake --preset fuzz
+	cmake --build --preset fuzz
+	tools/fuzz build/fuzz $(FUZZ_SECONDS)
 
 interop-full: $(STAMPS)/package $(STAMPS)/dev ## the full product of the DPDK matrix (about an hour)
 	tools/need dpdk qemu busybox-static cpio
