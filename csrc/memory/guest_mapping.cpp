@@ -93,7 +93,8 @@ void GuestMapping::map(int fd, uint64_t offset, uint64_t size, uint64_t page_siz
 GuestMapping::~GuestMapping() {
   if (leaked_) return;  // the range stays watched: an engine may still read it
   if (range_) forget_range(range_);
-  if (map_) munmap(map_, map_size_);
+  // A forked child does not have the mapping, and may have something else in its place.
+  if (map_ && owner_ == ::getpid()) munmap(map_, map_size_);
 }
 
 }  // namespace vhost_ioat::memory

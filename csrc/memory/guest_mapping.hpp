@@ -46,6 +46,7 @@ class GuestMapping {
   void* map_ = nullptr;
   uint64_t map_size_ = 0;
   UniqueFd fd_;
+  const pid_t owner_ = ::getpid();
   bool leaked_ = false;
   WatchedRange* range_ = nullptr;
   const std::atomic<bool>* torn_ = nullptr;  // of range_

@@ -69,7 +69,6 @@ PacketArena::PacketArena(size_t size)
   void* map = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (map == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap of packet memory");
   data_ = static_cast<uint8_t*>(map);
-  madvise(data_, size, MADV_DONTFORK);
   push_free(0, top_order_);
 }
 

@@ -162,8 +162,11 @@ inline void EthVhost::after_burst(Queue& queue, bool attention) noexcept {
 }
 
 void EthVhost::wake_control() noexcept {
-  // The exchange pairs with the one in service(): either we see false and write, or it sees what we left in flight.
-  if (!control_awake_.load(std::memory_order_relaxed) && !control_awake_.exchange(true, std::memory_order_seq_cst))
+  // The fence stands between what this burst left behind (pending packets, attention) and the look at control_awake_;
+  // its pair in service() stands between clearing control_awake_ and looking for what was left. Without either, both
+  // could miss each other, and packets in flight would wait for the next burst.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (!control_awake_.load(std::memory_order_relaxed) && !control_awake_.exchange(true, std::memory_order_relaxed))
     eventfd_signal(wake_fd_.get());
 }
 

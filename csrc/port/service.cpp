@@ -23,11 +23,12 @@ void EthVhost::service() {
     again |= service_rx(q);
   }
   if (!again) {
-    // Sleep, unless a burst left something in flight while we looked. The exchange pairs with the one in
-    // wake_control(): either it sees false and wakes us, or we see what it left.
-    control_awake_.exchange(false, std::memory_order_seq_cst);
-    for (auto& txq : txqs_) again |= txq->pending_packets() != 0;
-    if (!again || control_awake_.exchange(true, std::memory_order_seq_cst)) return;
+    // Sleep, unless a burst left something behind while we looked.
+    control_awake_.store(false, std::memory_order_relaxed);
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // pairs with the one in wake_control()
+    for (uint32_t q = 0; q < config_.queues; ++q)
+      again |= txqs_[q]->pending_packets() != 0 || txqs_[q]->needs_attention() || rxqs_[q]->needs_attention();
+    if (!again || control_awake_.exchange(true, std::memory_order_relaxed)) return;
   }
   loop_->cancel(service_timer_);
   service_timer_ = loop_->call_at(EventLoop::Clock::now() + service_interval, [this] {
