@@ -22,7 +22,7 @@ constexpr virtio::FeatureSet default_features = virtio::supported_features.witho
                                                     .without(virtio::Feature::GUEST_ANNOUNCE);
 
 struct GuestConfig {
-  std::string path;
+  std::string path = {};
   uint32_t queues = 1;  // pairs
   bool server = false;  // listens on `path`, the back end connects
   uint32_t ring_size = 256;
