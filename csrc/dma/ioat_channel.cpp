@@ -20,6 +20,7 @@ constexpr uint64_t all_ones = ~uint64_t{0};  // what a device that has left the 
 // A stop that takes longer has failed. Both must have passed: a process that was paused has not waited for the device.
 constexpr auto stop_time = std::chrono::milliseconds(200);
 constexpr uint32_t stop_looks = 200;
+constexpr auto pause_time = std::chrono::microseconds(20);  // between two looks of those who may wait
 // Polls without progress before CHANSTS is read, since real channels do not reliably push a halt. Doubled each time up
 // to the second number: a copy that merely takes long costs few slow register reads.
 constexpr uint32_t first_slow_look = 64, slow_look_every = 1024;
@@ -64,7 +65,7 @@ IoatChannel::IoatChannel(Mmio& mmio, const DmaMemory& memory, const ChannelOptio
                           memory_size(ring_size())));
   }
   for (uint32_t i = 0; i <= mask_; ++i) ring_[i].next = descriptor_address(i + 1);
-  const std::function<void()> sleep = [] { std::this_thread::sleep_for(std::chrono::microseconds(20)); };
+  const std::function<void()> sleep = [] { std::this_thread::sleep_for(pause_time); };
   bring_up(options.pause ? options.pause : sleep);
 }
 
@@ -293,6 +294,15 @@ Step IoatChannel::reset() noexcept {
 void IoatChannel::abandon() noexcept {
   advance(read_writeback() & spec::status_address_mask);
   phase_ = Phase::stopped;
+}
+
+bool IoatChannel::shut_down() noexcept {
+  const auto finish = [this](Step (IoatChannel::*step)() noexcept) {
+    Step answer;
+    while ((answer = (this->*step)()) == Step::pending) std::this_thread::sleep_for(pause_time);
+    return answer == Step::done;
+  };
+  return finish(&IoatChannel::quiesce) || finish(&IoatChannel::reset);
 }
 
 void IoatChannel::clear_errors() noexcept {

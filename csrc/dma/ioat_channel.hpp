@@ -80,11 +80,14 @@ class IoatChannel {
   size_t poll(std::span<Completion> out) noexcept;
   uint32_t outstanding() const { return jobs_head_ - jobs_tail_; }
   bool failed() const { return failure_ != Failure::none; }
+  bool gone() const { return failure_ == Failure::gone; }
   std::string why() const;
   Step quiesce() noexcept;
   Step reset() noexcept;
   /// The device has been kept from our memory by other means: what is outstanding comes out of poll(), and that is all.
   void abandon() noexcept;
+  /// Waits, for less than a second, until nothing runs: SUSPEND, then RESET. False when neither helped. For destructors.
+  bool shut_down() noexcept;
   const EngineStats& stats() const { return stats_; }
 
  private:

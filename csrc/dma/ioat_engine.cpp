@@ -49,29 +49,19 @@ IoatEngine::IoatEngine(std::shared_ptr<Mmio> registers, std::shared_ptr<DmaSpace
 }
 
 IoatEngine::~IoatEngine() {
-  if (!stop_device()) {
-    ring_pages_->leak();
-    return;
+  const bool stopped = revoked_ || channel_->shut_down();
+  // What is left then is to take its memory away, which a copy at work may delay.
+  for (int looks = 0; !stopped && revoke() == Step::pending && looks < 10'000; ++looks) {
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
-  if (revoked_) return;
+  if (!stopped && !revoked_) ring_pages_->leak();
+  if (!stopped || revoked_) return;
   for (const Mapping& mapping : mappings_) {
     try {
       space_->unmap(mapping.iova, mapping.size);
     } catch (const std::exception&) {  // the space undoes what is left when it goes
     }
   }
-}
-
-bool IoatEngine::stop_device() noexcept {
-  const auto finish = [](auto&& step) {
-    Step answer = Step::pending;
-    for (int looks = 0; looks < 20'000 && (answer = step()) == Step::pending; ++looks) {
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
-    }
-    return answer == Step::done;
-  };
-  return finish([this] { return channel_->quiesce(); }) || finish([this] { return channel_->reset(); }) ||
-         finish([this] { return revoke(); });
 }
 
 // --- Memory -----------------------------------------------------------------------------------------------------------

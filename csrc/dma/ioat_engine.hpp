@@ -64,7 +64,6 @@ class IoatEngine final : public DmaEngine {
   uint64_t pick_iova(uintptr_t host, size_t size) const;
   Mapping find(uintptr_t address) const noexcept;
   Refusal put_pieces(const Copy& copy, uint32_t& index, uint32_t limit) noexcept;
-  bool stop_device() noexcept;
 
   std::optional<IoatChannel> channel_;
   Mapping dst_hint_, src_hint_;  // the mappings hit last: bursts mostly stay within one of each

@@ -26,7 +26,7 @@ namespace vhost_ioat::dma {
 /// CHANCMP and CHANERR; CHAINADDR while ACTIVE is CHANERR bit 4 and halts; DMACOUNT while HALTED is only stored; CHAINADDR
 /// after SUSPENDED keeps the completed address; without ANY_ERR_ABORT_EN a failed descriptor is skipped. Writing a low
 /// half of CHAINADDR does not arm.
-class IoatModel final : public Mmio {
+class IoatModel : public Mmio {
  public:
   enum class Mode : uint8_t {
     inline_,   // copies happen inside the write of the doorbell

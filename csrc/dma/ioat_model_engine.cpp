@@ -124,7 +124,9 @@ uint32_t IoatModel::copy(const IovaMap::Access& access, const spec::Descriptor& 
     part = std::min(src.left(at, size), dst.left(at, size));
     const uint8_t* from = access.at(src.at(at), part, src_hint_);
     uint8_t* to = access.at(dst.at(at), part, dst_hint_);
-    if (!from || !to) return (from ? 0 : 1u << spec::chanerr::source_address) | (to ? 0 : 1u << spec::chanerr::destination_address);
+    if (!from || !to) {
+      return (from ? 0 : 1u << spec::chanerr::source_address) | (to ? 0 : 1u << spec::chanerr::destination_address);
+    }
     if (size == 2 && part == 2 && reinterpret_cast<uintptr_t>(to) % 2 == 0) {
       // A ring index that the engine publishes. Release, pairs with the driver's acquire of used->idx: the data copied by
       // earlier descriptors is seen by who sees the index.

@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <pybind11/stl.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/error.hpp"
+#include "bindings/bindings.hpp"
+#include "bindings/dma_pci.hpp"
+#include "dma/ioat_channel.hpp"
+#include "dma/ioat_model.hpp"
+#include "dma/pci.hpp"
+#include "dma/soft_engine.hpp"
+#include "dma/vfio.hpp"
+
+namespace vhost_ioat::bindings {
+
+using namespace dma;
+
+namespace {
+
+using Fault = IoatModel::Fault;
+
+constexpr std::pair<std::string_view, Fault> faults[] = {
+    {"error", Fault::error},
+    {"corrupt", Fault::corrupt},
+    {"drop_writeback", Fault::drop_writeback},
+    {"drop_interrupt", Fault::drop_interrupt},
+    {"torn_status", Fault::torn_status},
+    {"stuck", Fault::stuck},
+    {"reset_hang", Fault::reset_hang},
+    {"gone", Fault::gone},
+    {"latency", Fault::latency},
+    {"bandwidth", Fault::bandwidth},
+};
+
+Fault fault_named(std::string_view name) {
+  std::string known;
+  for (const auto& [text, fault] : faults) {
+    if (text == name) return fault;
+    known += (known.empty() ? "" : ", ") + std::string(text);
+  }
+  throw ConfigError(format("fault \"%.*s\": known are %s", static_cast<int>(name.size()), name.data(), known.c_str()));
+}
+
+const char* name_of(CopyStatus status) {
+  switch (status) {
+    case CopyStatus::ok: return "ok";
+    case CopyStatus::error: return "error";
+    case CopyStatus::not_attempted: break;
+  }
+  return "not_attempted";
+}
+
+/// Memory of a Python object that a device may write, held in place.
+class HeldBuffer {
+ public:
+  explicit HeldBuffer(const py::object& object) {
+    // PyBUF_WRITABLE alone asks for contiguous bytes; Python raises BufferError for anything else.
+    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_WRITABLE) != 0) throw py::error_already_set();
+  }
+  HeldBuffer(const HeldBuffer&) = delete;
+  HeldBuffer& operator=(const HeldBuffer&) = delete;
+  ~HeldBuffer() { PyBuffer_Release(&view_); }
+  void* data() const { return view_.buf; }
+  size_t size() const { return static_cast<size_t>(view_.len); }
+
+ private:
+  Py_buffer view_;
+};
+
+/// What a device reaches of Python's memory. The GIL is not held while the device is waited for.
+class HeldBuffers {
+ public:
+  void map(DmaSpace& space, uint64_t iova, const py::object& object) {
+    auto buffer = std::make_unique<HeldBuffer>(object);
+    {
+      const py::gil_scoped_release release;
+      space.map(iova, buffer->data(), buffer->size());
+    }
+    by_iova_[iova] = std::move(buffer);
+  }
+  void unmap(DmaSpace& space, uint64_t iova) {
+    const auto found = by_iova_.find(iova);
+    if (found == by_iova_.end()) {
+      throw DmaError(format("no buffer is mapped at IOVA 0x%llx", static_cast<unsigned long long>(iova)));
+    }
+    const auto buffer = std::move(found->second);
+    by_iova_.erase(found);
+    const py::gil_scoped_release release;
+    space.unmap(iova, buffer->size());
+  }
+
+ private:
+  std::map<uint64_t, std::unique_ptr<HeldBuffer>> by_iova_;
+};
+
+/// A base before IoatModel, so that the buffers are given back only when the worker has ended.
+struct ModelBuffers {
+  HeldBuffers buffers;
+};
+class PyModel : private ModelBuffers, public IoatModel, public std::enable_shared_from_this<PyModel> {
+ public:
+  using IoatModel::IoatModel;
+  void map(uint64_t iova, const py::object& object) {
+    ModelSpace space(shared_from_this());
+    buffers.map(space, iova, object);
+  }
+  void unmap(uint64_t iova) {
+    ModelSpace space(shared_from_this());
+    buffers.unmap(space, iova);
+  }
+};
+
+uint32_t checked_size(uint32_t size, uint32_t longest) {
+  if (size == 1 || size == 2 || size == 4 || size == longest) return size;
+  throw ConfigError(format("size=%u: registers are read and written by 1, 2, 4 or %u bytes", size, longest));
+}
+
+/// The driver of a channel for Python: with addresses as the device sees them, and calls that may wait.
+class PyChannel {
+ public:
+  PyChannel(std::shared_ptr<PyModel> model, const ChannelOptions& options)
+      : registers_(model), space_(std::make_shared<ModelSpace>(model)) {
+    model_ = std::move(model);
+    start(options);
+  }
+  PyChannel(const std::string& bdf, const ChannelOptions& options) {
+    auto device = std::make_shared<VfioDevice>(normalise_address(bdf));
+    registers_ = std::shared_ptr<Mmio>(device, &device->registers());
+    space_ = device;
+    start(options);
+  }
+  PyChannel(const PyChannel&) = delete;
+  PyChannel& operator=(const PyChannel&) = delete;
+  ~PyChannel() {
+    const py::gil_scoped_release release;
+    channel_->shut_down();
+    try {
+      space_->unmap(ring_iova_, pages_->size());
+    } catch (const Error&) {
+      pages_->leak();  // the device may still write there
+    }
+  }
+
+  void map(uint64_t iova, const py::object& object) {
+    if (model_) return model_->map(iova, object);
+    buffers_.map(*space_, iova, object);
+  }
+  void unmap(uint64_t iova) {
+    if (model_) return model_->unmap(iova);
+    buffers_.unmap(*space_, iova);
+  }
+  uint32_t copy(uint64_t dst, uint64_t src, uint64_t n) { return taken(channel_->copy(dst, src, n, next_)); }
+  uint32_t fill(uint64_t dst, uint64_t pattern, uint64_t n) { return taken(channel_->fill(dst, pattern, n, next_)); }
+  void submit() {
+    const py::gil_scoped_release release;  // an inline model makes the copies now
+    channel_->submit();
+  }
+  py::list poll() {
+    // A halted channel is stopped here, which does not wait: so every copy's status comes from the same call.
+    Completion out[256];
+    py::list list;
+    for (;;) {
+      const size_t count = channel_->poll(out);
+      for (size_t i = 0; i < count; ++i) list.append(py::make_tuple(out[i].cookie, name_of(out[i].status)));
+      if (count > 0) continue;
+      if (!channel_->failed() || channel_->outstanding() == 0) return list;
+      if (channel_->quiesce() == Step::done) continue;
+      if (!channel_->gone()) return list;  // it may still run
+      channel_->abandon();
+    }
+  }
+  void reset() {
+    Step step;
+    {
+      const py::gil_scoped_release release;
+      while ((step = channel_->reset()) == Step::pending) std::this_thread::yield();
+    }
+    if (step == Step::failed) throw DmaError("reset failed: " + channel_->why());
+  }
+  py::dict stats() const {
+    const EngineStats& stats = channel_->stats();
+    py::dict dict;
+    dict["submitted"] = stats.submitted;
+    dict["completed"] = stats.completed;
+    dict["bytes"] = stats.bytes;
+    dict["errors"] = stats.errors;
+    dict["resets"] = stats.resets;
+    return dict;
+  }
+  const IoatChannel& channel() const { return *channel_; }
+
+ private:
+  void start(ChannelOptions options) {
+    const py::gil_scoped_release release;
+    if (model_) options.pause = pause_for(*model_);
+    pages_.emplace(IoatChannel::memory_size(options.ring_size));
+    place_ring();
+    try {
+      channel_.emplace(*registers_, DmaMemory{pages_->data(), ring_iova_, pages_->size()}, options);
+    } catch (...) {
+      space_->unmap(ring_iova_, pages_->size());
+      throw;
+    }
+  }
+
+  /// At the top of what the device can address, where nobody puts buffers by hand.
+  void place_ring() {
+    const uint64_t end = uint64_t{1} << spec::address_bits(registers_->read8(spec::CBVER));
+    const IovaRange range = space_->usable().back();
+    const uint64_t top = range.last < end ? range.last + 1 : end;
+    for (uint64_t down = 1;; ++down) {
+      ring_iova_ = (top & ~uint64_t{4095}) - down * pages_->size();
+      try {
+        return space_->map(ring_iova_, pages_->data(), pages_->size());
+      } catch (const DmaError&) {
+        if (down == 16) throw;
+      }
+    }
+  }
+
+  uint32_t taken(Refusal refusal) {
+    switch (refusal) {
+      case Refusal::none: return next_++;
+      case Refusal::ring_full:
+        throw DmaError(format("the ring is full: %u of %u descriptors are free; submit() and poll()", channel_->room(),
+                              channel_->ring_size() - 1));
+      case Refusal::address:
+        throw DmaError(format("length 0, or an address beyond the device's %u bits", unsigned{channel_->address_bits()}));
+      default: break;
+    }
+    if (!channel_->can_fill() && channel_->running()) throw DmaError("the device cannot fill (DMACAPABILITY bit 6)");
+    const std::string why = channel_->why();
+    throw DmaError((why.empty() ? "the channel is stopped" : why) + "; reset() it and poll() what is outstanding");
+  }
+
+  std::shared_ptr<PyModel> model_;  // empty: hardware
+  HeldBuffers buffers_;             // of hardware; destroyed after the device is closed
+  std::shared_ptr<Mmio> registers_;
+  std::shared_ptr<DmaSpace> space_;
+  std::optional<RingPages> pages_;
+  uint64_t ring_iova_ = 0;
+  std::optional<IoatChannel> channel_;
+  uint32_t next_ = 0;
+};
+
+void register_model(py::module_& m) {
+  py::class_<IoatModel, std::shared_ptr<IoatModel>>(m, "_Model");
+  py::class_<PyModel, IoatModel, std::shared_ptr<PyModel>>(m, "IoatModel",
+                                                          R"(A software I/OAT channel: registers, configuration space, memory map and engine.
+
+device_id and cbver choose what it looks like: 0x0b00 with 0x34 (Ice Lake), 0x2021 with 0x33 (Skylake), 0x6f20 with 0x32.
+xfercap is log2 of the most bytes of one descriptor. mode: "inline" (copies happen inside the write of DMACOUNT),
+"stepped" (inside step()) or "threaded" (a worker makes them). Any thread may use it. Raises ConfigError.)")
+      .def(py::init([](uint16_t device_id, uint8_t cbver, const std::string& mode, uint8_t xfercap) {
+             return std::make_shared<PyModel>(IoatModel::Options{device_id, cbver, model_mode(mode), xfercap});
+           }),
+           py::arg("device_id") = 0x0b00, py::arg("cbver") = 0x34, py::kw_only(), py::arg("mode") = "inline",
+           py::arg("xfercap") = 20)
+      .def(
+          "read", [](PyModel& model, uint32_t off, uint32_t size) { return model.read(off, checked_size(size, 8)); },
+          py::arg("off"), py::arg("size"), py::call_guard<py::gil_scoped_release>(),
+          "The value of BAR0 at `off`, `size` bytes (1, 2, 4, 8). Beyond the 16 KiB: 0. Gone from the bus: all ones.")
+      .def(
+          "write",
+          [](PyModel& model, uint32_t off, uint64_t value, uint32_t size) {
+            model.write(off, value, checked_size(size, 8));
+          },
+          py::arg("off"), py::arg("value"), py::arg("size"), py::call_guard<py::gil_scoped_release>(),
+          "Writes BAR0. In mode \"inline\" a write of DMACOUNT (0x86) returns when the descriptors have run.")
+      .def(
+          "config_read",
+          [](PyModel& model, uint32_t off, uint32_t size) { return model.config_read(off, checked_size(size, 4)); },
+          py::arg("off"), py::arg("size"), py::call_guard<py::gil_scoped_release>(),
+          "The value of the PCI configuration space at `off`, `size` bytes (1, 2, 4).")
+      .def(
+          "config_write",
+          [](PyModel& model, uint32_t off, uint32_t value, uint32_t size) {
+            model.config_write(off, value, checked_size(size, 4));
+          },
+          py::arg("off"), py::arg("value"), py::arg("size"), py::call_guard<py::gil_scoped_release>(),
+          "Writes the PCI configuration space; bits that are not writable stay.")
+      .def("map", &PyModel::map, py::arg("iova"), py::arg("buffer"),
+           R"(Lets the device reach `buffer`, writable contiguous bytes, at `iova`. The model keeps the buffer alive.
+
+The first page of IOVAs is never reachable. Raises DmaError when the range overlaps another, BufferError when the buffer
+is read-only or not contiguous.)")
+      .def("unmap", &PyModel::unmap, py::arg("iova"),
+           "Takes back the buffer mapped at exactly `iova`; waits for the descriptor at work. Raises DmaError: none there.")
+      .def("step", &PyModel::step, py::arg("n") = 1, py::call_guard<py::gil_scoped_release>(),
+           "Carries out up to `n` descriptors; returns how many. Raises DmaError unless the mode is \"stepped\".")
+      .def(
+          "inject",
+          [](PyModel& model, const std::string& fault, uint64_t nth, uint64_t value) {
+            model.inject(fault_named(fault), nth, value);
+          },
+          py::arg("fault"), py::kw_only(), py::arg("nth") = 0, py::arg("value") = 0,
+          R"(Arms a fault; `nth` counts from 0, from now on.
+
+"error": the nth descriptor fails with CHANERR bit `value`. "corrupt": it writes a wrong bit. "stuck": it never ends.
+"drop_writeback", "drop_interrupt": the nth is lost, and `value` - 1 more. "torn_status": the nth 8-byte read of CHANSTS
+tears (below 3.3). "reset_hang": the nth RESET never clears. "gone": the device leaves the bus before the nth descriptor,
+at once for 0. "latency": `value` ns before the first fetch; "bandwidth": `value` bytes a second (both: threaded only).
+Raises ConfigError (no such fault), DmaError (this model cannot show it).)")
+      .def(
+          "counters",
+          [](const PyModel& model) {
+            const IoatModel::Counters counters = model.counters();
+            py::dict dict;
+            dict["descriptors"] = counters.descriptors;
+            dict["bytes"] = counters.bytes;
+            dict["interrupts"] = counters.interrupts;
+            dict["errors"] = counters.errors;
+            return dict;
+          },
+          "What the device did since it was made: descriptors (null ones too), bytes, interrupts, errors.");
+}
+
+void register_channel(py::module_& m) {
+  py::class_<PyChannel>(m, "IoatChannel",
+                        R"(The driver of one channel: of an IoatModel, or of the hardware at a PCI address ("00:04.0", VFIO).
+
+Addresses are the device's (IOVAs), see map(). Starting resets the channel and proves it with a null descriptor.
+ring_size: descriptors, a power of two from 64 to 4096; first_index: where their index starts, to test its wrap.
+One caller at a time. Raises DmaError (it does not work, and what to do), ConfigError (bad argument).)")
+      .def(py::init([](std::shared_ptr<PyModel> model, uint32_t ring_size, uint32_t first_index) {
+             return std::make_unique<PyChannel>(std::move(model), ChannelOptions{ring_size, first_index});
+           }),
+           py::arg("model_or_bdf"), py::kw_only(), py::arg("ring_size") = 1024, py::arg("first_index") = 0)
+      .def(py::init([](const std::string& bdf, uint32_t ring_size, uint32_t first_index) {
+             return std::make_unique<PyChannel>(bdf, ChannelOptions{ring_size, first_index});
+           }),
+           py::arg("model_or_bdf"), py::kw_only(), py::arg("ring_size") = 1024, py::arg("first_index") = 0)
+      .def("map", &PyChannel::map, py::arg("iova"), py::arg("buffer"),
+           R"(Lets the device reach `buffer` at `iova`; of a model this is IoatModel.map().
+
+Hardware needs whole pages (an mmap object). The channel, or the model, keeps the buffer alive. Raises DmaError,
+BufferError.)")
+      .def("unmap", &PyChannel::unmap, py::arg("iova"), "Takes back the buffer mapped at exactly `iova`. Raises DmaError.")
+      .def("copy", &PyChannel::copy, py::arg("dst"), py::arg("src"), py::arg("n"),
+           R"(Puts a copy of `n` bytes in the ring, split where it is longer than one descriptor carries; returns its number.
+
+Numbers count from 0. Raises DmaError: ring full, length 0, address too wide, channel failed or stopped.)")
+      .def("fill", &PyChannel::fill, py::arg("dst"), py::arg("pattern"), py::arg("n"),
+           "Puts a fill of `n` bytes with the 64-bit `pattern`, little end first; otherwise as copy().")
+      .def("submit", &PyChannel::submit, "Rings the doorbell for everything put since the last call.")
+      .def("poll", &PyChannel::poll,
+           R"([(number, status), ...] of copies that ended since the last call, in their order. Never waits.
+
+status: "ok"; "error" (the device failed at it); "not_attempted" (it came after that, or after a reset). After a failure
+all of them come at once, and reset() makes the channel work again.)")
+      .def("reset", &PyChannel::reset,
+           "Stops the channel and makes it work again, once poll() has handed out what was outstanding. Raises DmaError.")
+      .def("stats", &PyChannel::stats, "Descriptors submitted and completed, bytes, errors and resets, as a dict.")
+      .def_property_readonly(
+          "outstanding", [](const PyChannel& self) { return self.channel().outstanding(); },
+          "Copies and fills whose status was not taken yet.")
+      .def_property_readonly(
+          "failed", [](const PyChannel& self) { return self.channel().failed(); }, "The device halted, or is gone.")
+      .def_property_readonly(
+          "why", [](const PyChannel& self) { return self.channel().why(); }, "What failed, in a sentence; \"\": nothing.");
+}
+
+}  // namespace
+
+void register_dma(py::module_& parent) {
+  py::module_ m = parent.def_submodule("dma", "I/OAT: the software device, and the driver of a channel.");
+  register_model(m);
+  register_channel(m);
+  register_dma_pci(m);
+}
+
+}  // namespace vhost_ioat::bindings
