@@ -52,8 +52,13 @@ void EthVhost::resume_when_held() {
   });
 }
 
+VringQueue& EthVhost::vring_queue(uint32_t ring) {
+  if (ring % 2) return *rxqs_[ring / 2];
+  return *txqs_[ring / 2];
+}
+
 uint16_t EthVhost::ring_base(uint32_t ring) {
-  const VringQueue& queue = ring % 2 ? static_cast<VringQueue&>(*rxqs_[ring / 2]) : *txqs_[ring / 2];
+  const VringQueue& queue = vring_queue(ring);
   return queue.running() ? queue.ring().last_avail().value() : bases_[ring];
 }
 

@@ -114,6 +114,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   void disconnected(const std::string& reason, bool broken) override;
   void trouble(const std::string& what) override;
 
+  VringQueue& vring_queue(uint32_t ring);
   bool hold_step();
   void resume_when_held();
   RingSetup ring_setup(uint32_t ring, const vhost_user::SessionState& state, const vhost_user::Vring& vring);

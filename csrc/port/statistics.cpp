@@ -142,7 +142,7 @@ EthVhost::Info EthVhost::info() {
   if (!closed() && !loop_->forked()) {
     loop_->run([&] {
       for (RingInfo& ring : info.rings) {
-        VringQueue& queue = ring.index % 2 ? static_cast<VringQueue&>(*rxqs_[ring.index / 2]) : *txqs_[ring.index / 2];
+        VringQueue& queue = vring_queue(ring.index);
         const bool ours = !queue.owner().held();
         if (ours && !queue.owner().try_slip_in()) continue;  // a caller is inside: what the session knows must do
         ring.running = queue.running();
