@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\x00")
@@ -82,3 +83,14 @@ class Console:
         self.process.stdin.close()
         os.close(self._master)
         self._master = -1
+
+
+def wait_for_listener(path: str, timeout: float = 30.0) -> None:
+    """Wait until somebody listens on the socket `path`, without connecting to it."""
+    deadline = time.monotonic() + timeout
+    while not any(
+        line.endswith(f" {path}") and line.split()[3] == "00010000"  # __SO_ACCEPTCON, proc(5)
+        for line in Path("/proc/net/unix").read_text().splitlines()
+    ):
+        assert time.monotonic() < deadline, f"nobody listens on {path}"
+        time.sleep(0.01)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from interop.console import Console
+import vhost_ioat
+from interop.console import Console, wait_for_listener
 from interop.linux_guest import LinuxGuest, Nic
 
 pytestmark = [pytest.mark.peers("qemu", "busybox-static", "cpio"), pytest.mark.timeout(600)]
@@ -22,9 +23,13 @@ ECHO = EXAMPLES / "echo.py"
 
 
 @contextlib.contextmanager
-def script(path: Path, *args: str) -> Iterator[Console]:
+def script(path: Path, *devargs: str) -> Iterator[Console]:
     """Run an example as a process of its own; at the end Ctrl-C must make it leave without a complaint."""
-    with Console([sys.executable, str(path), *args]) as console:
+    with Console([sys.executable, str(path), *devargs]) as console:
+        for text in devargs:
+            arguments = vhost_ioat.parse_devargs(text)
+            if not arguments.client:
+                wait_for_listener(arguments.iface)
         yield console
         console.process.send_signal(signal.SIGINT)
         assert console.wait() == 0, console.text

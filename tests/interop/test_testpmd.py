@@ -14,6 +14,7 @@ import vhost_ioat
 from interop import matrix, pcap
 from interop.forwarder import Forwarder
 from interop.testpmd import Testpmd, virtio_user
+from resources import resources
 
 pytestmark = pytest.mark.peers("dpdk")
 
@@ -111,6 +112,7 @@ def test_circulating_packets_are_conserved(socket_path: str, queues: int) -> Non
 @pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
 def test_killed_front_end_comes_back_ten_times(socket_path: str, client: bool) -> None:
     with vhost_ioat.EthVhost(socket_path, client=client) as port, Forwarder(port):
+        start = None
         for _ in range(10):
             with Testpmd(virtio_user(socket_path, server=client), forward="mac") as front:
                 assert port.wait_link(timeout=10)
@@ -120,6 +122,8 @@ def test_killed_front_end_comes_back_ten_times(socket_path: str, client: bool) -
             assert port.wait_link(up=False, timeout=10)
             if client:
                 Path(socket_path).unlink()  # testpmd as a server refuses the one its predecessor left
+            start = start or resources()
+        assert resources() == start
 
 
 def test_restarted_back_end_finds_its_front_end_ten_times(socket_path: str) -> None:
