@@ -4,7 +4,8 @@
 class TestMyRing(MyRingMachine.TestCase): ...
 """
 
+from .channels import DmaMachine
 from .rings import HostileRingMachine, RingMachine
 from .sessions import SessionMachine
 
-__all__ = ["HostileRingMachine", "RingMachine", "SessionMachine"]
+__all__ = ["DmaMachine", "HostileRingMachine", "RingMachine", "SessionMachine"]
