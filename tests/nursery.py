@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -29,22 +31,25 @@ class Nursery:
         self._mother = subprocess.Popen(
             [sys.executable, "-c", _MOTHER.format(code=code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self._child = 0
+        self._pidfd: int | None = None
 
-    def start(self) -> int:
-        """Start a child and return its process id."""
+    def start(self) -> None:
+        """Start a child."""
         assert self._mother.stdin
         assert self._mother.stdout
         self._mother.stdin.write("\n")
         self._mother.stdin.flush()
-        self._child = int(self._mother.stdout.readline())
-        return self._child
+        self._pidfd = os.pidfd_open(int(self._mother.stdout.readline()))
 
     def kill(self) -> None:
-        """SIGKILL to the child of the last start()."""
-        if self._child:
-            os.kill(self._child, signal.SIGKILL)
-            self._child = 0
+        """SIGKILL to the child of the last start(); returns when its sockets are closed."""
+        if self._pidfd is None:
+            return
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        select.select([self._pidfd], [], [])
+        os.close(self._pidfd)
+        self._pidfd = None
 
     def __enter__(self) -> Self:
         return self

@@ -40,6 +40,7 @@ def echo(socket_path: str, *, size: int, queues: int, server: bool, ring_size: i
             stack.enter_context(guest)
         guest.connect(timeout=10)
         back.command("set fwd io retry")
+        back.command("set burst tx delay 1 retry 1000000")
         back.command("start")
         deadline = time.monotonic() + 30
         waiting = [list(packets) for packets in sent]
@@ -47,7 +48,7 @@ def echo(socket_path: str, *, size: int, queues: int, server: bool, ring_size: i
             assert time.monotonic() < deadline, [len(packets) for packets in received]
             for queue in range(queues):
                 in_flight = 500 - len(waiting[queue]) - len(received[queue])
-                batch = waiting[queue][: max(0, 32 - in_flight)]  # never more than the rings hold: nobody drops
+                batch = waiting[queue][: max(0, 32 - in_flight)]  # no more than the packet memory of the other side holds
                 if batch:
                     del waiting[queue][: guest.send(queue, batch)]
                 received[queue] += guest.recv(queue)
