@@ -64,7 +64,7 @@ uint32_t TxQueue::enqueue(const PacketView& view) noexcept {
     const Fate fate = enqueue_any(view, taken, len);
     if (fate == Fate::stays) break;
     if (fate == Fate::sent) {
-      finish_packets(1, len);
+      finish_packets({1, len});
       tally.count(view.packet(taken), len);
     } else {
       counters.errors.add(1);
@@ -76,8 +76,8 @@ uint32_t TxQueue::enqueue(const PacketView& view) noexcept {
   return taken;
 }
 
-/// A run of packets of the common case, from the i-th on: each fits one writable descriptor and is the CPU's to copy.
-/// Returns how many; what ends the run is left to enqueue_any().
+/// A run of packets of the common case, from the i-th on: each fits one writable descriptor and is one copy, the CPU's
+/// or the engine's. Returns how many; what ends the run is left to enqueue_any().
 uint32_t TxQueue::enqueue_simple(const PacketView& view, uint32_t i, Tally& tally) noexcept {
   const uint32_t first = i;
   uint32_t room = std::min<uint32_t>(ring_.available(), ring_.used_room());
@@ -86,15 +86,21 @@ uint32_t TxQueue::enqueue_simple(const PacketView& view, uint32_t i, Tally& tall
   const virtio::SplitRing::Reader ring = ring_.reader();
   virtio::SplitRing::Writer used = ring_.writer();
   memory::Window window = memory::Window::of(hint_);
-  const uint32_t header_size = header_size_, threshold = std::min(threshold_, virtio::max_packet + 1);
-  const uint64_t bytes_before = tally.bytes;
+  const uint32_t header_size = header_size_, threshold = threshold_;
+  Booked by_cpu;  // not booked yet
+  auto book = [&] {
+    ring_.pushed(used);
+    counters.cpu_bytes.add(by_cpu.bytes);
+    finish_packets(by_cpu);
+    by_cpu = {};
+  };
   for (uint32_t k = 0; k < std::min(end - i, prefetch_ahead); ++k) ring.prefetch(ring.head(k));
   for (; i < end; ++i) {
     ring.prefetch(ring.head(i - first + prefetch_ahead));  // behind the last one: any descriptor, harmless
     const uint32_t len = view.length(i);
     const NetHeader& header = view.header(i);
     const uint16_t head = ring.head(i - first);
-    if (len == 0 || len >= threshold || len > view.stride || (header.flags | header.gso_type) != 0 || head >= ring.size)
+    if (len - 1 >= virtio::max_packet || len > view.stride || (header.flags | header.gso_type) != 0 || head >= ring.size)
       break;
     const virtio::SplitRing::Entry d = ring.descriptor(head);
     constexpr uint16_t special = virtio::DESC_F_NEXT | virtio::DESC_F_WRITE | virtio::DESC_F_INDIRECT;
@@ -107,19 +113,28 @@ uint32_t TxQueue::enqueue_simple(const PacketView& view, uint32_t i, Tally& tall
       if (!to) break;
     }
     const uint8_t* packet = view.packet(i);
+    bool in_flight = false;
+    if (len >= threshold) {
+      if (by_cpu.packets != 0) book();
+      const dma::Copy copy{to + header_size, packet, len};
+      in_flight = may_offload(view) && hand_to_engine({&copy, 1});
+    }
+    if (!in_flight) copy_packet(to + header_size, packet, len);
     std::memset(to, 0, 10);
     if (header_size == 12) to[10] = 1, to[11] = 0;  // num_buffers
-    copy_packet(to + header_size, packet, len);
     used.push(head, need);
     tally.count(packet, len);
+    if (in_flight) {
+      ring_.pushed(used);
+      finish_packets({1, len});
+    } else {
+      by_cpu.packets += 1;
+      by_cpu.bytes += len;
+    }
   }
-  const uint32_t n = i - first;
-  if (n == 0) return 0;
-  ring_.pushed(used);
-  ring_.consume(n);
-  counters.cpu_bytes.add(tally.bytes - bytes_before);
-  finish_packets(n, tally.bytes - bytes_before);
-  return n;
+  if (by_cpu.packets != 0) book();
+  ring_.consume(i - first);
+  return i - first;
 }
 
 /// Every case: chains, merged buffers, region borders, offloads, the engine.
@@ -222,7 +237,7 @@ void TxQueue::write_at(uint32_t offset, const void* bytes, uint32_t len) noexcep
 }
 
 void TxQueue::copy_payload(const PacketView& view, const uint8_t* packet, uint32_t len, bool by_cpu) noexcept {
-  const bool engine_may = offload_ && !by_cpu && view.block;
+  const bool engine_may = !by_cpu && len >= threshold_ && may_offload(view);
   copy_count_ = 0;
   uint32_t skip = header_size_, large = 0, done = 0;
   auto chunks = [&](auto&& each) {
@@ -249,7 +264,12 @@ void TxQueue::copy_payload(const PacketView& view, const uint8_t* packet, uint32
     if (!handed || n < threshold_) copy_packet(dst, src, n);
   });
   counters.cpu_bytes.add(handed ? len - large : len);
-  if (!handed && copy_count_ == 0 && engine_ && !offload_ && len >= threshold_) counters.fallback_disabled.add(1);
+}
+
+/// Asked for copies that are large enough. Packets outside any arena are the CPU's: their memory may go at any time.
+inline bool TxQueue::may_offload(const PacketView& view) noexcept {
+  if (engine_ && !offload_) counters.fallback_disabled.add(1);
+  return offload_ && view.block;
 }
 
 /// All the large copies of the current packet, or none of them.
@@ -282,20 +302,20 @@ void TxQueue::count_refusal(dma::Refusal why) noexcept {
 }
 
 /// Books packets whose used elements are written: behind one in flight they wait in the list, else they are ready.
-void TxQueue::finish_packets(uint32_t packets, uint64_t bytes) noexcept {
+inline void TxQueue::finish_packets(Booked done) noexcept {
   if (in_flight_.empty()) [[likely]] {
     ready_ = ring_.used_next();
-    counters.packets.add(packets);
-    counters.bytes.add(bytes);
+    counters.packets.add(done.packets);
+    counters.bytes.add(done.bytes);
     return;
   }
   InFlightList::Entry* entry = &in_flight_.back();
   if (!packet_in_flight_ && (entry->pending || entry->index_write)) entry = &in_flight_.push(RingIndex(), {});
   packet_in_flight_ = false;
   entry->used_end = ring_.used_next();
-  entry->packets += packets;
-  entry->bytes += bytes;
-  pending_packets_.store(pending_packets_.load(std::memory_order_relaxed) + packets, std::memory_order_relaxed);
+  entry->packets += done.packets;
+  entry->bytes += done.bytes;
+  pending_packets_.store(pending_packets_.load(std::memory_order_relaxed) + done.packets, std::memory_order_relaxed);
 }
 
 void TxQueue::finish_burst(const PacketView& view) noexcept {

@@ -59,9 +59,14 @@ class TxQueue : public VringQueue {
   Fit reserve(uint32_t need) noexcept;
   void write_at(uint32_t offset, const void* bytes, uint32_t len) noexcept;
   void copy_payload(const PacketView& view, const uint8_t* packet, uint32_t len, bool by_cpu) noexcept;
+  bool may_offload(const PacketView& view) noexcept;
   bool hand_to_engine(std::span<const dma::Copy> copies) noexcept;
   void note_engine_stats() noexcept;
-  void finish_packets(uint32_t packets, uint64_t bytes) noexcept;
+  struct Booked {
+    uint32_t packets = 0;
+    uint64_t bytes = 0;
+  };
+  void finish_packets(Booked done) noexcept;
   void finish_burst(const PacketView& view) noexcept;
   void publish_by_engine() noexcept;
   void publish_by_cpu() noexcept;
