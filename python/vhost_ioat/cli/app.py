@@ -93,18 +93,12 @@ def devices() -> None:
     devices_command.run(Console())
 
 
-def _number(text: str) -> int:
-    return int(text, 0)
-
-
 @app.command("ioat-device")
 def ioat_device(
     path: Annotated[str, typer.Argument(metavar="SOCKET", help="Where virtual machines connect (vfio-user).")],
-    device_id: Annotated[
-        int, typer.Option(parser=_number, metavar="ID", help="PCI device id: 0x0b00 or 0x2021.")
-    ] = 0x0B00,
+    device_id: Annotated[str, typer.Option(metavar="ID", help="PCI device id: 0x0b00 or 0x2021.")] = "0x0b00",
     cbver: Annotated[
-        int | None, typer.Option(parser=_number, metavar="VERSION", help="0x34 is 3.4; by default that of the id.")
+        str | None, typer.Option(metavar="VERSION", help="0x34 is version 3.4. By default that of the id.")
     ] = None,
     latency: Annotated[
         str | None, typer.Option(metavar="TIME", help="From a doorbell to the first fetch, as 20ms.")

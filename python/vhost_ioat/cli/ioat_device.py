@@ -28,6 +28,17 @@ _UNITS = {
 }
 
 
+def number(what: str, text: str, limit: int) -> int:
+    """`0x0b00` or `2816`."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= limit:
+        raise ConfigError(f"{what} {text!r}: write a number up to {limit:#x}, as 0x0b00")
+    return value
+
+
 def amount(kind: str, text: str) -> int:
     """`20ms` in nanoseconds, `4GB/s` in bytes per second."""
     units = _UNITS[kind]
@@ -49,16 +60,17 @@ def fault(text: str) -> tuple[str, int, int]:
 
 def run(
     path: str,
-    device_id: int,
-    cbver: int | None,
+    device_id: str,
+    cbver: str | None,
     latency: str | None,
     bandwidth: str | None,
     faults: list[str],
     console: Console,
 ) -> None:
     """Serve until Ctrl-C, and print the counters when they have changed, at most once a second."""
-    version = cbver if cbver is not None else VERSIONS.get(device_id, 0x32)
-    model = dma.IoatModel(device_id, version, mode="threaded")
+    identity = number("device id", device_id, 0xFFFF)
+    version = number("version", cbver, 0xFF) if cbver else VERSIONS.get(identity, 0x32)
+    model = dma.IoatModel(identity, version, mode="threaded")
     if latency:
         model.inject("latency", value=amount("latency", latency))
     if bandwidth:
@@ -75,7 +87,7 @@ def run(
             shown, shown_at = line, time.monotonic()
 
     console.print(
-        f"8086:{device_id:04x}, version {version >> 4}.{version & 15}, at {path}; give it to a virtual machine with\n"
+        f"8086:{identity:04x}, version {version >> 4}.{version & 15}, at {path}; give it to a virtual machine with\n"
         f'  -device \'{{"driver":"vfio-user-pci","socket":{{"path":"{path}","type":"unix"}}}}\'',
         highlight=False,
         markup=False,
