@@ -286,9 +286,9 @@ PyMethodDef burst_methods[] = {
      "from_packets(packets)\n--\n\n"
      "Copy a sequence of bytes-like packets into a new Burst; net_hdr is all zero.\n\n"
      "Raises TypeError when an item is not bytes-like, MemoryError when the arena of such bursts (64 MiB) is exhausted."},
-    {"tobytes", burst_tobytes, METH_O, "tobytes(index, /)\n--\n\nCopy packet `index` out, without padding."},
+    {"tobytes", burst_tobytes, METH_O, "tobytes($self, index, /)\n--\n\nCopy packet `index` out, without padding."},
     {"gather", burst_gather, METH_NOARGS,
-     "gather()\n--\n\nCopy all packets into a new Burst whose `.data` is one array, whatever this one is."},
+     "gather($self, /)\n--\n\nCopy all packets into a new Burst whose `.data` is one array, whatever this one is."},
     {nullptr, nullptr, 0, nullptr},
 };
 

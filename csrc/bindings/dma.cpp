@@ -51,9 +51,12 @@ Fault fault_named(std::string_view name) {
 
 const char* name_of(CopyStatus status) {
   switch (status) {
-    case CopyStatus::ok: return "ok";
-    case CopyStatus::error: return "error";
-    case CopyStatus::not_attempted: break;
+    case CopyStatus::ok:
+      return "ok";
+    case CopyStatus::error:
+      return "error";
+    case CopyStatus::not_attempted:
+      break;
   }
   return "not_attempted";
 }
@@ -228,13 +231,16 @@ class PyChannel {
 
   uint32_t taken(Refusal refusal) {
     switch (refusal) {
-      case Refusal::none: return next_++;
+      case Refusal::none:
+        return next_++;
       case Refusal::ring_full:
         throw DmaError(format("the ring is full: %u of %u descriptors are free; submit() and poll()", channel_->room(),
                               channel_->ring_size() - 1));
       case Refusal::address:
-        throw DmaError(format("length 0, or an address beyond the device's %u bits", unsigned{channel_->address_bits()}));
-      default: break;
+        throw DmaError(
+            format("length 0, or an address beyond the device's %u bits", unsigned{channel_->address_bits()}));
+      default:
+        break;
     }
     if (!channel_->can_fill() && channel_->running()) throw DmaError("the device cannot fill (DMACAPABILITY bit 6)");
     const std::string why = channel_->why();
@@ -252,53 +258,36 @@ class PyChannel {
 };
 
 void register_model(py::module_& m) {
-  py::class_<IoatModel, std::shared_ptr<IoatModel>>(m, "_Model");
-  py::class_<PyModel, IoatModel, std::shared_ptr<PyModel>>(m, "IoatModel",
-                                                          R"(A software I/OAT channel: registers, configuration space, memory map and engine.
-
-device_id and cbver choose what it looks like: 0x0b00 with 0x34 (Ice Lake), 0x2021 with 0x33 (Skylake), 0x6f20 with 0x32.
-xfercap is log2 of the most bytes of one descriptor. mode: "inline" (copies happen inside the write of DMACOUNT),
-"stepped" (inside step()) or "threaded" (a worker makes them). Any thread may use it. Raises ConfigError.)")
-      .def(py::init([](uint16_t device_id, uint8_t cbver, const std::string& mode, uint8_t xfercap) {
-             return std::make_shared<PyModel>(IoatModel::Options{device_id, cbver, model_mode(mode), xfercap});
-           }),
-           py::arg("device_id") = 0x0b00, py::arg("cbver") = 0x34, py::kw_only(), py::arg("mode") = "inline",
-           py::arg("xfercap") = 20)
+  py::class_<IoatModel, std::shared_ptr<IoatModel>>(
+      m, "_Model", "The device behind a software engine of a port (EthVhost.engine_model()), or an IoatModel.")
       .def(
-          "read", [](PyModel& model, uint32_t off, uint32_t size) { return model.read(off, checked_size(size, 8)); },
+          "read", [](IoatModel& model, uint32_t off, uint32_t size) { return model.read(off, checked_size(size, 8)); },
           py::arg("off"), py::arg("size"), py::call_guard<py::gil_scoped_release>(),
           "The value of BAR0 at `off`, `size` bytes (1, 2, 4, 8). Beyond the 16 KiB: 0. Gone from the bus: all ones.")
       .def(
           "write",
-          [](PyModel& model, uint32_t off, uint64_t value, uint32_t size) {
+          [](IoatModel& model, uint32_t off, uint64_t value, uint32_t size) {
             model.write(off, value, checked_size(size, 8));
           },
           py::arg("off"), py::arg("value"), py::arg("size"), py::call_guard<py::gil_scoped_release>(),
           "Writes BAR0. In mode \"inline\" a write of DMACOUNT (0x86) returns when the descriptors have run.")
       .def(
           "config_read",
-          [](PyModel& model, uint32_t off, uint32_t size) { return model.config_read(off, checked_size(size, 4)); },
+          [](IoatModel& model, uint32_t off, uint32_t size) { return model.config_read(off, checked_size(size, 4)); },
           py::arg("off"), py::arg("size"), py::call_guard<py::gil_scoped_release>(),
           "The value of the PCI configuration space at `off`, `size` bytes (1, 2, 4).")
       .def(
           "config_write",
-          [](PyModel& model, uint32_t off, uint32_t value, uint32_t size) {
+          [](IoatModel& model, uint32_t off, uint32_t value, uint32_t size) {
             model.config_write(off, value, checked_size(size, 4));
           },
           py::arg("off"), py::arg("value"), py::arg("size"), py::call_guard<py::gil_scoped_release>(),
           "Writes the PCI configuration space; bits that are not writable stay.")
-      .def("map", &PyModel::map, py::arg("iova"), py::arg("buffer"),
-           R"(Lets the device reach `buffer`, writable contiguous bytes, at `iova`. The model keeps the buffer alive.
-
-The first page of IOVAs is never reachable. Raises DmaError when the range overlaps another, BufferError when the buffer
-is read-only or not contiguous.)")
-      .def("unmap", &PyModel::unmap, py::arg("iova"),
-           "Takes back the buffer mapped at exactly `iova`; waits for the descriptor at work. Raises DmaError: none there.")
-      .def("step", &PyModel::step, py::arg("n") = 1, py::call_guard<py::gil_scoped_release>(),
+      .def("step", &IoatModel::step, py::arg("n") = 1, py::call_guard<py::gil_scoped_release>(),
            "Carries out up to `n` descriptors; returns how many. Raises DmaError unless the mode is \"stepped\".")
       .def(
           "inject",
-          [](PyModel& model, const std::string& fault, uint64_t nth, uint64_t value) {
+          [](IoatModel& model, const std::string& fault, uint64_t nth, uint64_t value) {
             model.inject(fault_named(fault), nth, value);
           },
           py::arg("fault"), py::kw_only(), py::arg("nth") = 0, py::arg("value") = 0,
@@ -306,12 +295,12 @@ is read-only or not contiguous.)")
 
 "error": the nth descriptor fails with CHANERR bit `value`. "corrupt": it writes a wrong bit. "stuck": it never ends.
 "drop_writeback", "drop_interrupt": the nth is lost, and `value` - 1 more. "torn_status": the nth 8-byte read of CHANSTS
-tears (below 3.3). "reset_hang": the nth RESET never clears. "gone": the device leaves the bus before the nth descriptor,
-at once for 0. "latency": `value` ns before the first fetch; "bandwidth": `value` bytes a second (both: threaded only).
-Raises ConfigError (no such fault), DmaError (this model cannot show it).)")
+tears (below 3.3). "reset_hang": the nth RESET never clears. "gone": the device leaves the bus before the nth
+descriptor, at once for 0. "latency": `value` ns before the first fetch; "bandwidth": `value` bytes a second (both:
+threaded only). Raises ConfigError (no such fault), DmaError (this model cannot show it).)")
       .def(
           "counters",
-          [](const PyModel& model) {
+          [](const IoatModel& model) {
             const IoatModel::Counters counters = model.counters();
             py::dict dict;
             dict["descriptors"] = counters.descriptors;
@@ -321,11 +310,33 @@ Raises ConfigError (no such fault), DmaError (this model cannot show it).)")
             return dict;
           },
           "What the device did since it was made: descriptors (null ones too), bytes, interrupts, errors.");
+
+  py::class_<PyModel, IoatModel, std::shared_ptr<PyModel>>(
+      m, "IoatModel",
+      R"(A software I/OAT channel: registers, configuration space, memory map and engine.
+
+device_id and cbver choose what it looks like: 0x0b00 with 0x34 (Ice Lake), 0x2021 with 0x33 (Skylake), 0x6f20 with
+0x32 (Broadwell). xfercap is log2 of the most bytes of one descriptor. mode: "inline" (copies happen inside the write of
+DMACOUNT), "stepped" (inside step()) or "threaded" (a worker makes them). Any thread may use it. Raises ConfigError.)")
+      .def(py::init([](uint16_t device_id, uint8_t cbver, const std::string& mode, uint8_t xfercap) {
+             return std::make_shared<PyModel>(IoatModel::Options{device_id, cbver, model_mode(mode), xfercap});
+           }),
+           py::arg("device_id") = 0x0b00, py::arg("cbver") = 0x34, py::kw_only(), py::arg("mode") = "inline",
+           py::arg("xfercap") = 20)
+      .def("map", &PyModel::map, py::arg("iova"), py::arg("buffer"),
+           R"(Lets the device reach `buffer`, writable contiguous bytes, at `iova`. The model keeps the buffer alive.
+
+The first page of IOVAs is never reachable. Raises DmaError when the range overlaps another, BufferError when the buffer
+is read-only or not contiguous.)")
+      .def("unmap", &PyModel::unmap, py::arg("iova"),
+           "Takes back the buffer mapped at exactly `iova`; waits for the descriptor at work. Raises DmaError: none "
+           "there.");
 }
 
 void register_channel(py::module_& m) {
-  py::class_<PyChannel>(m, "IoatChannel",
-                        R"(The driver of one channel: of an IoatModel, or of the hardware at a PCI address ("00:04.0", VFIO).
+  py::class_<PyChannel>(
+      m, "IoatChannel",
+      R"(The driver of one channel: of an IoatModel, or of the hardware at a PCI address ("00:04.0", VFIO).
 
 Addresses are the device's (IOVAs), see map(). Starting resets the channel and proves it with a null descriptor.
 ring_size: descriptors, a power of two from 64 to 4096; first_index: where their index starts, to test its wrap.
@@ -343,9 +354,11 @@ One caller at a time. Raises DmaError (it does not work, and what to do), Config
 
 Hardware needs whole pages (an mmap object). The channel, or the model, keeps the buffer alive. Raises DmaError,
 BufferError.)")
-      .def("unmap", &PyChannel::unmap, py::arg("iova"), "Takes back the buffer mapped at exactly `iova`. Raises DmaError.")
-      .def("copy", &PyChannel::copy, py::arg("dst"), py::arg("src"), py::arg("n"),
-           R"(Puts a copy of `n` bytes in the ring, split where it is longer than one descriptor carries; returns its number.
+      .def("unmap", &PyChannel::unmap, py::arg("iova"),
+           "Takes back the buffer mapped at exactly `iova`. Raises DmaError.")
+      .def(
+          "copy", &PyChannel::copy, py::arg("dst"), py::arg("src"), py::arg("n"),
+          R"(Puts a copy of `n` bytes in the ring, in as many descriptors as it needs; returns its number.
 
 Numbers count from 0. Raises DmaError: ring full, length 0, address too wide, channel failed or stopped.)")
       .def("fill", &PyChannel::fill, py::arg("dst"), py::arg("pattern"), py::arg("n"),
@@ -357,7 +370,8 @@ Numbers count from 0. Raises DmaError: ring full, length 0, address too wide, ch
 status: "ok"; "error" (the device failed at it); "not_attempted" (it came after that, or after a reset). After a failure
 all of them come at once, and reset() makes the channel work again.)")
       .def("reset", &PyChannel::reset,
-           "Stops the channel and makes it work again, once poll() has handed out what was outstanding. Raises DmaError.")
+           "Stops the channel and makes it work again, once poll() has handed out what was outstanding. Raises "
+           "DmaError.")
       .def("stats", &PyChannel::stats, "Descriptors submitted and completed, bytes, errors and resets, as a dict.")
       .def_property_readonly(
           "outstanding", [](const PyChannel& self) { return self.channel().outstanding(); },
@@ -365,7 +379,8 @@ all of them come at once, and reset() makes the channel work again.)")
       .def_property_readonly(
           "failed", [](const PyChannel& self) { return self.channel().failed(); }, "The device halted, or is gone.")
       .def_property_readonly(
-          "why", [](const PyChannel& self) { return self.channel().why(); }, "What failed, in a sentence; \"\": nothing.");
+          "why", [](const PyChannel& self) { return self.channel().why(); },
+          "What failed, in a sentence; \"\": nothing.");
 }
 
 }  // namespace
