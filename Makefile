@@ -16,7 +16,7 @@ cxx_sources := CMakeLists.txt $(shell find csrc -name '*.[ch]pp')
 sources := pyproject.toml $(cxx_sources) $(shell find python -type f -not -name '*.pyc')
 cxx_format := $(shell find csrc tests benchmarks -name '*.[ch]pp')
 
-.PHONY: help build demo test lint format test-cpp test-python asan tsan fuzz interop-full vfio clean
+.PHONY: help build demo test lint format test-cpp test-python asan tsan fuzz bench bench-check interop-full vfio clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -49,7 +49,7 @@ test-cpp: $(STAMPS)/venv ## the C++ tests
 test-python: $(STAMPS)/package $(STAMPS)/dev ## pytest; PYTEST_ARGS narrows it
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-asan: $(STAMPS)/dev ## C++, unit and protocol tests under AddressSanitizer and UndefinedBehaviorSanitizer
+asan: $(STAMPS)/package $(STAMPS)/dev ## C++, unit and protocol tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	cmake --preset asan-ubsan
 	cmake --build --preset asan-ubsan
 	ctest --preset asan-ubsan
@@ -69,6 +69,18 @@ fuzz: $(STAMPS)/venv ## each libFuzzer target for FUZZ_SECONDS (30), from its se
 	cmake --preset fuzz
 	cmake --build --preset fuzz
 	tools/fuzz build/fuzz $(FUZZ_SECONDS)
+
+bench: $(STAMPS)/package $(STAMPS)/dev ## all benchmarks (about half an hour); BENCH="peer engine" runs some
+	tools/need dpdk valgrind
+	cmake --preset release
+	cmake --build --preset release
+	$(PY) benchmarks/bench.py $(BENCH)
+
+bench-check: $(STAMPS)/dev ## instructions per packet against benchmarks/reference.json
+	tools/need valgrind
+	cmake --preset release
+	cmake --build --preset release
+	$(PY) benchmarks/instructions.py --check
 
 interop-full: $(STAMPS)/package $(STAMPS)/dev ## the full product of the DPDK matrix (about an hour)
 	tools/need dpdk qemu busybox-static cpio

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A Python loop against DPDK's net_vhost: the same front end and load, the same cores, alternating slices.
+
+Pair A is testpmd on net_vhost (forward mode io), pair B a Python loop `port.tx_burst(0, port.rx_burst(0, 64))`. Each has a
+testpmd on virtio-user of its own, which sends back what it gets, as front end and load. Front ends share core 0, back ends
+core 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from common import Ratio, Results
+from interop.testpmd import Testpmd, net_vhost, virtio_user
+
+IMIX = "imix"
+SIZES = (64, 128, 256, 512, 1024, 1518, 9000, IMIX)
+CHANGES: tuple[dict[str, Any], ...] = ({"ring": 1024}, {"mrg_rxbuf": 0}, {"in_order": 0}, {"queues": 2})
+
+
+def python_loop(path: str, queues: int) -> None:
+    """What a user writes. Runs until it is killed."""
+    import vhost_ioat
+
+    os.sched_setaffinity(0, {1 % (os.cpu_count() or 1)})
+    with vhost_ioat.EthVhost(path, queues=queues) as port:
+        print("ready", flush=True)
+        if queues == 1:
+            rx_burst, tx_burst = port.rx_burst, port.tx_burst
+            while True:
+                tx_burst(0, rx_burst(0, 64))
+        while True:
+            for queue in range(queues):
+                port.tx_burst(queue, port.rx_burst(queue, 64))
+
+
+class Pair:
+    """A back end and its front end; `rate()` runs them for one slice."""
+
+    def __init__(self, stack: ExitStack, path: str, *, ours: bool, size: int | str, queues: int, ring: int, **card: int) -> None:
+        self._front: Testpmd
+        self.pids: list[int] = []
+        extra = [f"--rxq={queues}", f"--txq={queues}"] if queues > 1 else []
+        if ours:
+            back = subprocess.Popen(
+                [sys.executable, __file__, "--loop", path, "--queues", str(queues)], stdout=subprocess.PIPE, text=True
+            )
+            stack.callback(back.wait)
+            stack.callback(back.kill)
+            assert back.stdout is not None
+            assert back.stdout.readline() == "ready\n"
+            self.pids.append(back.pid)
+        else:
+            net = stack.enter_context(Testpmd(net_vhost(path, queues=queues), core=1, args=extra))
+            net.command("start")
+            self.pids.append(net.process.pid)
+        large = size == 9000
+        front_args = [*extra, *(["--max-pkt-len=9018"] if large else [])]
+        self._front = stack.enter_context(
+            Testpmd(
+                virtio_user(path, queues=queues, ring=ring, **card),
+                core=0,
+                forward="mac",
+                args=front_args,
+            )
+        )
+        self.pids.append(self._front.process.pid)
+        if size == IMIX:  # packets of 64, 570 and 1518 bytes, at random
+            self._front.command("set txsplit rand")
+            self._front.command("set txpkts 64,506,948")
+        else:
+            self._front.command(f"set txpkts {'2000,2000,2000,2000,1000' if large else size}")
+        self._front.command("start tx_first 32")
+        self.stop()
+
+    def stop(self) -> None:
+        for pid in self.pids:
+            os.kill(pid, signal.SIGSTOP)
+
+    def go(self) -> None:
+        for pid in self.pids:
+            os.kill(pid, signal.SIGCONT)
+
+    def rate(self, seconds: float) -> float:
+        """Packets per second received by the front end, over one slice."""
+        self.go()
+        before, begin = self._front.counters()["rx_packets"], time.monotonic()
+        time.sleep(seconds)  # the slice itself, nothing is waited for
+        after, end = self._front.counters()["rx_packets"], time.monotonic()
+        self.stop()
+        return (after - before) / (end - begin)
+
+
+@contextmanager
+def pairs(**setting: Any) -> Iterator[tuple[Pair, Pair]]:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        theirs = Pair(stack, f"{folder}/a", ours=False, **setting)
+        ours = Pair(stack, f"{folder}/b", ours=True, **setting)
+        try:
+            yield theirs, ours
+        finally:
+            theirs.go()
+            ours.go()
+
+
+def compare(results: Results, slices: int, seconds: float, **setting: Any) -> None:
+    with pairs(**setting) as (theirs, ours):
+        theirs.rate(seconds), ours.rate(seconds)  # warm
+        a, b = [], []
+        for _ in range(slices):
+            a.append(theirs.rate(seconds))
+            b.append(ours.rate(seconds))
+    results.add("peer", **setting, ratio=Ratio.of(b, a), net_vhost_mpps=round(sum(a) / len(a) / 1e6, 3),
+                ours_mpps=round(sum(b) / len(b) / 1e6, 3))
+
+
+def run(results: Results, slices: int = 20, seconds: float = 1.0, *, full: bool = False) -> None:
+    base: dict[str, Any] = {"queues": 1, "ring": 256, "mrg_rxbuf": 1, "in_order": 1}
+    for size in SIZES:
+        compare(results, slices, seconds, size=size, **base)
+    changes = CHANGES if not full else tuple(
+        dict(zip(("ring", "mrg_rxbuf", "in_order", "queues"), values, strict=True))
+        for values in itertools.product((256, 1024), (1, 0), (1, 0), (1, 2))
+    )
+    for change, size in itertools.product(changes, (64, 1518)):
+        compare(results, slices, seconds, size=size, **{**base, **change})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loop")
+    parser.add_argument("--queues", type=int, default=1)
+    parser.add_argument("--slices", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--size", type=lambda text: text if text == IMIX else int(text))
+    parser.add_argument("--full", action="store_true")
+    options = parser.parse_args()
+    if options.loop:
+        python_loop(options.loop, options.queues)
+    elif options.size:
+        compare(Results(), options.slices, options.seconds, size=options.size, queues=options.queues, ring=256, mrg_rxbuf=1, in_order=1)
+    else:
+        run(Results(), options.slices, options.seconds, full=options.full)
