@@ -72,6 +72,7 @@ fuzz: $(STAMPS)/venv ## each libFuzzer target for FUZZ_SECONDS (30), from its se
 
 bench: $(STAMPS)/package $(STAMPS)/dev ## all benchmarks (about half an hour); BENCH="peer engine" runs some
 	tools/need dpdk valgrind
+	$(PIP) install 'matplotlib>=3.8'
 	cmake --preset release
 	cmake --build --preset release
 	$(PY) benchmarks/bench.py $(BENCH)

@@ -297,15 +297,15 @@ void register_port(py::module_& m) {
 
   m.def(
       "forward",
-      [](EthVhost& a, EthVhost& b, const std::string& mode, const py::object& seconds) {
-        port::Forwarder forwarder(a, b, port::forward_mode(mode));
+      [](EthVhost& a, EthVhost& b, const std::string& mode, const py::object& seconds, uint32_t burst) {
+        port::Forwarder forwarder(a, b, port::forward_mode(mode), burst);
         wait_in_slices(seconds, [&](double slice) {
           forwarder.run(std::chrono::steady_clock::now() +
                         std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(slice)));
           return false;
         });
       },
-      py::arg("a"), py::arg("b"), py::arg("mode"), py::arg("seconds"));
+      py::arg("a"), py::arg("b"), py::arg("mode"), py::arg("seconds"), py::arg("burst"));
 }
 
 }  // namespace vhost_ioat::bindings

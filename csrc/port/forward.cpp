@@ -58,7 +58,9 @@ ForwardMode forward_mode(const std::string& name) {
   throw ConfigError("mode=" + name + ": use io, macswap, icmpecho, rxonly or txonly");
 }
 
-Forwarder::Forwarder(EthVhost& a, EthVhost& b, ForwardMode mode) : a_(a), b_(b), mode_(mode) {
+Forwarder::Forwarder(EthVhost& a, EthVhost& b, ForwardMode mode, uint32_t burst)
+    : a_(a), b_(b), mode_(mode), burst_(burst) {
+  if (burst < 1 || burst > max_burst) throw ConfigError(format("burst=%u: use 1 to %u", burst, max_burst));
   if (mode == ForwardMode::txonly) filler_ = generated();
 }
 
@@ -80,11 +82,11 @@ void Forwarder::pass(EthVhost& from, EthVhost& to, uint32_t queue) {
     to.tx_burst(queue % to.queues(), PacketView::of(filler_));
     return;
   }
-  Burst packets = from.rx_burst(queue, burst);
+  Burst packets = from.rx_burst(queue, burst_);
   if (packets.count == 0 || mode_ == ForwardMode::rxonly) return;
   PacketView view = PacketView::of(packets);
   EthVhost* target = &to;
-  uint32_t answered[burst];
+  uint32_t answered[max_burst];
   if (mode_ == ForwardMode::macswap) {
     for (uint32_t i = 0; i < packets.count; ++i)
       if (packets.lengths[i] >= eth_header) swap_bytes(packets.row(i), packets.row(i) + 6, 6);
@@ -105,7 +107,7 @@ void Forwarder::pass(EthVhost& from, EthVhost& to, uint32_t queue) {
 
 Burst Forwarder::generated() const {
   // 64-byte UDP packets from 198.18.0.1 to 198.18.0.2 (RFC 2544 test addresses), discard port.
-  Burst packets = Burst::allocate(*common_arena(), burst, 64);
+  Burst packets = Burst::allocate(*common_arena(), burst_, 64);
   if (!packets.block) throw std::bad_alloc();
   for (uint32_t i = 0; i < packets.count; ++i) {
     uint8_t* p = packets.row(i);

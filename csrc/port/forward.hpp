@@ -15,9 +15,10 @@ ForwardMode forward_mode(const std::string& name);  // throws ConfigError
 /// dropped, as testpmd does.
 class Forwarder {
  public:
-  static constexpr uint32_t burst = 64;
+  static constexpr uint32_t max_burst = 1024;
 
-  Forwarder(EthVhost& a, EthVhost& b, ForwardMode mode);
+  /// Throws ConfigError unless 1 <= burst <= max_burst.
+  Forwarder(EthVhost& a, EthVhost& b, ForwardMode mode, uint32_t burst);
   void run(std::chrono::steady_clock::time_point until);
 
  private:
@@ -27,6 +28,7 @@ class Forwarder {
   EthVhost& a_;
   EthVhost& b_;
   ForwardMode mode_;
+  uint32_t burst_;
   virtio::Burst filler_;  // what txonly sends
 };
 

@@ -205,6 +205,7 @@ def forward(
     mode: Literal["io", "macswap", "icmpecho", "rxonly", "txonly"] = "io",
     *,
     seconds: float | None = None,
+    burst: int = 64,
 ) -> Stats:
     """Forward packets between two ports, both ways and on all queues, in a native loop; `a` and `b` may be the same.
 
@@ -217,6 +218,7 @@ def forward(
         mode: "io" changes nothing, "macswap" exchanges the MAC addresses, "icmpecho" answers ARP and ICMP echo requests
             to where they came from, "rxonly" drops what comes, "txonly" sends 64-byte UDP packets.
         seconds: How long; None: until Ctrl-C.
+        burst: Packets taken at a time, 1 to 1024.
 
     Returns:
         What both ports together received and sent meanwhile.
@@ -224,7 +226,7 @@ def forward(
     ports = {a, b}
     before = sum((port.stats() for port in ports), Stats())
     try:
-        _core.forward(a, b, mode, seconds)
+        _core.forward(a, b, mode, seconds, burst)
     except KeyboardInterrupt:
         if seconds is not None:
             raise
