@@ -28,9 +28,8 @@ constexpr uint16_t run_control = spec::chanctrl::error_completion | spec::chanct
 
 uint32_t checked_ring_mask(uint32_t ring_size) {
   if (!std::has_single_bit(ring_size) || ring_size < IoatChannel::min_ring || ring_size > IoatChannel::max_ring) {
-    throw ConfigError(
-        format("ring_size %u: an I/OAT ring is a power of two from %u to %u", ring_size, IoatChannel::min_ring,
-               IoatChannel::max_ring));
+    throw ConfigError(format("ring_size %u: an I/OAT ring is a power of two from %u to %u", ring_size,
+                             IoatChannel::min_ring, IoatChannel::max_ring));
   }
   return ring_size - 1;
 }
@@ -59,12 +58,11 @@ IoatChannel::IoatChannel(Mmio& mmio, const DmaMemory& memory, const ChannelOptio
   probe();
   if (memory.size < memory_size(ring_size()) || memory.iova == 0 || memory.iova % 64 != 0 ||
       !address_fits(memory.iova, memory.size)) {
-    throw DmaError(format("ring memory at IOVA 0x%llx, %zu bytes: it must be 64-byte aligned, not at 0, below 2^%u, "
-                          "and hold %zu bytes",
-                          static_cast<unsigned long long>(memory.iova), memory.size, unsigned{address_bits()},
-                          memory_size(ring_size())));
+    throw DmaError(format(
+        "ring memory at IOVA 0x%llx, %zu bytes: it must be 64-byte aligned, not at 0, below 2^%u, "
+        "and hold %zu bytes",
+        static_cast<unsigned long long>(memory.iova), memory.size, unsigned{address_bits()}, memory_size(ring_size())));
   }
-  for (uint32_t i = 0; i <= mask_; ++i) ring_[i].next = descriptor_address(i + 1);
   const std::function<void()> sleep = [] { std::this_thread::sleep_for(pause_time); };
   bring_up(options.pause ? options.pause : sleep);
 }
@@ -83,17 +81,19 @@ void IoatChannel::probe() {
 }
 
 void IoatChannel::bring_up(const std::function<void()>& pause) {
-  while (quiesce() == Step::pending) pause();  // who used the channel before may have left it running
+  while (quiesce() == Step::pending) pause();
   Step step;
   while ((step = reset()) == Step::pending) pause();
   if (step == Step::failed) throw DmaError("the channel cannot be started: " + why());
+  // Not before: whoever used the channel may have left it running, on this very memory.
+  for (uint32_t i = 0; i <= mask_; ++i) ring_[i].next = descriptor_address(i + 1);
   prove(pause);
   stats_ = {};
 }
 
 /// One null descriptor: shows that the device fetches from the ring and that its write-back arrives.
 void IoatChannel::prove(const std::function<void()>& pause) {
-  put(head_, spec::control::null | spec::control::completion_update, 0, 0, 8);  // 3.0 refuses size 0 even here
+  put(head_, spec::control::null, 0, 0, 8, true);  // 3.0 refuses size 0 even here
   const uint64_t expected = descriptor_address(head_++);
   submit();
   const auto start = Clock::now();
@@ -104,9 +104,10 @@ void IoatChannel::prove(const std::function<void()>& pause) {
                      spec::describe_chanerr(mmio_.read32(spec::CHANERR)));
     }
     if (looks >= stop_looks && Clock::now() - start > stop_time) {
-      throw DmaError(format("the channel did not complete its first descriptor (CHANSTS 0x%llx): it does not reach our "
-                            "memory, check bus mastering and the IOMMU",
-                            static_cast<unsigned long long>(status)));
+      throw DmaError(
+          format("the channel did not complete its first descriptor (CHANSTS 0x%llx): it does not reach our "
+                 "memory, check bus mastering and the IOMMU",
+                 static_cast<unsigned long long>(status)));
     }
     pause();
   }
@@ -114,7 +115,8 @@ void IoatChannel::prove(const std::function<void()>& pause) {
   tail_ = head_;
 }
 
-// --- Writing jobs -----------------------------------------------------------------------------------------------------
+// --- Writing jobs
+// -----------------------------------------------------------------------------------------------------
 
 bool IoatChannel::address_fits(uint64_t address, uint64_t len) const noexcept {
   const uint64_t end = uint64_t{1} << address_bits();
@@ -128,7 +130,8 @@ Refusal IoatChannel::put_job(uint64_t dst, uint64_t len, uint32_t cookie, Put&& 
   if ((len - 1) / max_copy_ >= room()) return Refusal::ring_full;
   uint32_t index = head_;
   for (uint64_t at = 0; at < len; at += max_copy_) {
-    put(index++, at, static_cast<uint32_t>(std::min<uint64_t>(len - at, max_copy_)));
+    const auto size = static_cast<uint32_t>(std::min<uint64_t>(len - at, max_copy_));
+    put(index++, at, size, at + size == len);
   }
   commit(index, cookie, len);
   return Refusal::none;
@@ -136,18 +139,21 @@ Refusal IoatChannel::put_job(uint64_t dst, uint64_t len, uint32_t cookie, Put&& 
 
 Refusal IoatChannel::copy(uint64_t dst, uint64_t src, uint64_t len, uint32_t cookie) noexcept {
   if (!address_fits(src, len)) return Refusal::address;
-  return put_job(dst, len, cookie,
-                 [&](uint32_t index, uint64_t at, uint32_t size) { put_copy(index, dst + at, src + at, size); });
+  return put_job(dst, len, cookie, [&](uint32_t index, uint64_t at, uint32_t size, bool last) {
+    put_copy(index, dst + at, src + at, size, last);
+  });
 }
 
 Refusal IoatChannel::fill(uint64_t dst, uint64_t pattern, uint64_t len, uint32_t cookie) noexcept {
   if (!can_fill()) return Refusal::disabled;
   // max_copy_ is a multiple of 8, so every piece starts at the pattern's first byte.
-  return put_job(dst, len, cookie,
-                 [&](uint32_t index, uint64_t at, uint32_t size) { put_fill(index, dst + at, pattern, size); });
+  return put_job(dst, len, cookie, [&](uint32_t index, uint64_t at, uint32_t size, bool last) {
+    put_fill(index, dst + at, pattern, size, last);
+  });
 }
 
-// --- Completions ------------------------------------------------------------------------------------------------------
+// --- Completions
+// ------------------------------------------------------------------------------------------------------
 
 uint64_t IoatChannel::read_writeback() const noexcept {
   // Acquire, pairs with the device's write-back, which comes after the data of that descriptor.
@@ -179,7 +185,8 @@ void IoatChannel::advance(uint64_t status) noexcept {
   const State state = state_of(status);
   const bool halted = state == State::halted && (phase_ == Phase::running || phase_ == Phase::suspending);
   const bool suspended = state == State::suspended && phase_ == Phase::running;  // and nobody asked for it
-  if (halted || suspended) [[unlikely]] fail(Failure::halted);
+  if (halted || suspended) [[unlikely]]
+    fail(Failure::halted);
 }
 
 void IoatChannel::look() noexcept {
@@ -200,26 +207,34 @@ void IoatChannel::look() noexcept {
 size_t IoatChannel::poll(std::span<Completion> out) noexcept {
   if (jobs_tail_ == jobs_head_) return 0;
   if (phase_ == Phase::running) look();
-  const bool all = phase_ >= Phase::stopped;
+  const size_t most = std::min<size_t>(out.size(), jobs_head_ - jobs_tail_);
+  const uint32_t done = done_;
+  uint32_t tail = tail_, next = jobs_tail_;
+  uint64_t bytes = 0;
   size_t count = 0;
-  while (count < out.size() && jobs_tail_ != jobs_head_) {
-    const Job& job = jobs_[jobs_tail_ & mask_];
-    CopyStatus status = CopyStatus::ok;
-    if (static_cast<int32_t>(done_ - job.end) < 0) [[unlikely]] {
-      if (!all) break;
-      status = std::exchange(blame_, false) ? CopyStatus::error : CopyStatus::not_attempted;
-    } else {
-      stats_.bytes += job.bytes;
-    }
-    out[count++] = Completion{job.cookie, status};
-    tail_ = job.end;
-    ++jobs_tail_;
+  for (; count < most; ++count, ++next) {
+    const Job& job = jobs_[next & mask_];
+    if (static_cast<int32_t>(done - job.end) < 0) break;
+    out[count] = Completion{job.cookie, CopyStatus::ok};
+    tail = job.end;
+    bytes += job.bytes;
   }
+  if (phase_ >= Phase::stopped) [[unlikely]] {
+    for (; count < most; ++count, ++next) {
+      const Job& job = jobs_[next & mask_];
+      out[count] = Completion{job.cookie, std::exchange(blame_, false) ? CopyStatus::error : CopyStatus::not_attempted};
+      tail = job.end;
+    }
+  }
+  tail_ = tail;
+  jobs_tail_ = next;
+  stats_.bytes += bytes;
   if (phase_ == Phase::ready_again && jobs_tail_ == jobs_head_) run_again();
   return count;
 }
 
-// --- Stopping ---------------------------------------------------------------------------------------------------------
+// --- Stopping
+// ---------------------------------------------------------------------------------------------------------
 
 void IoatChannel::fail(Failure failure) noexcept {
   failure_ = failure;
@@ -253,8 +268,8 @@ Step IoatChannel::quiesce() noexcept {
   advance(status);
   const State state = state_of(status);
   // A channel that was just rung may still say IDLE or ARMED, so that counts only when nothing is left to run.
-  const bool at_rest = state == State::halted || state == State::suspended ||
-                       (state != State::active && done_ == submitted_);
+  const bool at_rest =
+      state == State::halted || state == State::suspended || (state != State::active && done_ == submitted_);
   if (at_rest) {
     phase_ = Phase::stopped;  // whatever the device did not complete is for poll() to hand out
     return Step::done;
@@ -338,10 +353,14 @@ void IoatChannel::run_again() noexcept {
 
 std::string IoatChannel::why() const {
   switch (failure_) {
-    case Failure::none: return "";
-    case Failure::gone: return "the device is gone: its registers read as all ones";
-    case Failure::stop_timeout: return "the channel did not stop within 200 ms";
-    case Failure::halted: break;
+    case Failure::none:
+      return "";
+    case Failure::gone:
+      return "the device is gone: its registers read as all ones";
+    case Failure::stop_timeout:
+      return "the channel did not stop within 200 ms";
+    case Failure::halted:
+      break;
   }
   return format("the channel halted with CHANERR 0x%x: %s", chanerr_, spec::describe_chanerr(chanerr_).c_str());
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <span>
 #include <string>
@@ -15,8 +16,8 @@
 namespace vhost_ioat::dma {
 
 struct ChannelOptions {
-  uint32_t ring_size = 1024;    // descriptors: a power of two, 64 to 4096; one of them stays empty
-  uint32_t first_index = 0;     // where the free-running descriptor index starts, for tests of its wrap
+  uint32_t ring_size = 1024;         // descriptors: a power of two, 64 to 4096; one of them stays empty
+  uint32_t first_index = 0;          // where the free-running descriptor index starts, for tests of its wrap
   std::function<void()> pause = {};  // called between two looks while the constructor waits; by default a short sleep
 };
 
@@ -35,7 +36,8 @@ class IoatChannel {
   static size_t memory_size(uint32_t ring_size);
 
   /// Resets and starts the channel and proves it with a null descriptor; waits for that, less than a second.
-  /// `memory` is memory_size() bytes at a page, zeroed; it and `mmio` outlive the channel. Throws DmaError, ConfigError.
+  /// `memory` is memory_size() bytes at a page, zeroed; it and `mmio` outlive the channel. Throws DmaError,
+  /// ConfigError.
   IoatChannel(Mmio& mmio, const DmaMemory& memory, const ChannelOptions& options = {});
   IoatChannel(const IoatChannel&) = delete;
   IoatChannel& operator=(const IoatChannel&) = delete;
@@ -52,16 +54,16 @@ class IoatChannel {
   /// Descriptors that can be put now.
   uint32_t room() const { return mask_ - (head_ - tail_); }
 
-  /// `size` is 1 to max_copy(), the addresses fit address_bits(): who calls has checked that, and room().
-  void put_copy(uint32_t index, uint64_t dst, uint64_t src, uint32_t size) noexcept {
-    put(index, spec::control::of_op(spec::control::op_copy), dst, src, size);
+  /// `size` is 1 to max_copy(), the addresses fit address_bits(): who calls has checked that, and room(). `last`: of
+  /// its job; only there the device reports.
+  void put_copy(uint32_t index, uint64_t dst, uint64_t src, uint32_t size, bool last) noexcept {
+    put(index, spec::control::of_op(spec::control::op_copy), dst, src, size, last);
   }
-  void put_fill(uint32_t index, uint64_t dst, uint64_t pattern, uint32_t size) noexcept {
-    put(index, spec::control::of_op(spec::control::op_fill), dst, pattern, size);
+  void put_fill(uint32_t index, uint64_t dst, uint64_t pattern, uint32_t size, bool last) noexcept {
+    put(index, spec::control::of_op(spec::control::op_fill), dst, pattern, size, last);
   }
   /// Makes the descriptors head() .. end - 1 one job.
   void commit(uint32_t end, uint32_t cookie, uint64_t bytes) noexcept {
-    ring_[(end - 1) & mask_].control |= spec::control::completion_update;
     jobs_[jobs_head_++ & mask_] = Job{end, cookie, bytes};
     head_ = end;
   }
@@ -86,7 +88,8 @@ class IoatChannel {
   Step reset() noexcept;
   /// The device has been kept from our memory by other means: what is outstanding comes out of poll(), and that is all.
   void abandon() noexcept;
-  /// Waits, for less than a second, until nothing runs: SUSPEND, then RESET. False when neither helped. For destructors.
+  /// Waits, for less than a second, until nothing runs: SUSPEND, then RESET. False when neither helped. For
+  /// destructors.
   bool shut_down() noexcept;
   const EngineStats& stats() const { return stats_; }
 
@@ -107,10 +110,11 @@ class IoatChannel {
   };
   enum class Failure : uint8_t { none, halted, gone, stop_timeout };
 
-  void put(uint32_t index, uint32_t control, uint64_t dst, uint64_t src, uint32_t size) noexcept {
+  void put(uint32_t index, uint32_t control, uint64_t dst, uint64_t src, uint32_t size, bool last) noexcept {
     spec::Descriptor& descriptor = ring_[index & mask_];  // `next` was stored once, by the constructor
-    descriptor.size = size;
-    descriptor.control = control;
+    const uint64_t size_and_control = size | uint64_t{control | (last ? spec::control::completion_update : 0)} << 32;
+    std::memcpy(&descriptor.size, &size_and_control,
+                sizeof size_and_control);  // one store; the device is little-endian
     descriptor.src = src;
     descriptor.dst = dst;
   }
@@ -140,19 +144,19 @@ class IoatChannel {
   spec::Descriptor* ring_;
   std::vector<Job> jobs_;  // a ring as large as the descriptors'
   uint32_t mask_;
-  uint32_t head_;           // next descriptor to write
-  uint32_t submitted_;      // the device may run up to here
-  uint32_t done_;           // the device has run up to here
-  uint32_t tail_;           // completions were taken up to here
-  uint32_t base_;           // the index at which DMACOUNT was 0
+  uint32_t head_;       // next descriptor to write
+  uint32_t submitted_;  // the device may run up to here
+  uint32_t done_;       // the device has run up to here
+  uint32_t tail_;       // completions were taken up to here
+  uint32_t base_;       // the index at which DMACOUNT was 0
   uint32_t jobs_head_ = 0;
   uint32_t jobs_tail_ = 0;
   Phase phase_ = Phase::running;
   Failure failure_ = Failure::none;
-  bool blame_ = false;      // the next job handed out that is not done is the one that failed
+  bool blame_ = false;  // the next job handed out that is not done is the one that failed
   uint32_t idle_polls_ = 0;
   uint32_t next_slow_look_;
-  uint64_t seen_ = 0;       // the write-back last looked at
+  uint64_t seen_ = 0;  // the write-back last looked at
   uint64_t ring_iova_;
   uint64_t* writeback_;
   EngineStats stats_;

@@ -15,8 +15,8 @@ constexpr uint64_t page = 4096, huge_page = 2 << 20;
 
 uintptr_t address_of(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
 
-/// The first address from `from` on with the same offset as `host` within a page, or within a huge page when the range is
-/// large enough to hold one: then an IOMMU can use large pages too.
+/// The first address from `from` on with the same offset as `host` within a page, or within a huge page when the range
+/// is large enough to hold one: then an IOMMU can use large pages too.
 uint64_t congruent(uint64_t from, uintptr_t host, size_t size) {
   const uint64_t unit = size >= huge_page ? huge_page : page;
   return from + ((host - from) & (unit - 1));
@@ -64,7 +64,8 @@ IoatEngine::~IoatEngine() {
   }
 }
 
-// --- Memory -----------------------------------------------------------------------------------------------------------
+// --- Memory
+// -----------------------------------------------------------------------------------------------------------
 
 void IoatEngine::map(void* host, size_t size) {
   const Mapping mapping{address_of(host), size, 0};
@@ -84,8 +85,8 @@ void IoatEngine::map(void* host, size_t size) {
 }
 
 void IoatEngine::unmap(void* host) {
-  const auto found = std::find_if(mappings_.begin(), mappings_.end(),
-                                  [&](const Mapping& m) { return m.host == address_of(host); });
+  const auto found =
+      std::find_if(mappings_.begin(), mappings_.end(), [&](const Mapping& m) { return m.host == address_of(host); });
   if (found == mappings_.end()) throw DmaError(format("%s: %p is not mapped", capabilities_.name.c_str(), host));
   const Mapping mapping = *found;
   mappings_.erase(found);
@@ -120,50 +121,65 @@ IoatEngine::Mapping IoatEngine::find(uintptr_t address) const noexcept {
   return after[-1].holds(address, 1) ? after[-1] : Mapping{};
 }
 
-// --- Copies -----------------------------------------------------------------------------------------------------------
+// --- Copies
+// -----------------------------------------------------------------------------------------------------------
 
 Refusal IoatEngine::enqueue(std::span<const Copy> copies, uint32_t cookie) noexcept {
   IoatChannel& channel = *channel_;
-  if (!channel.running()) [[unlikely]] return Refusal::disabled;
-  const uint32_t first = channel.head();
-  const uint32_t limit = first + channel.room();
-  uint32_t index = first;
+  if (!channel.running()) [[unlikely]]
+    return Refusal::disabled;
+  if (copies.empty()) [[unlikely]]
+    return Refusal::address;  // its end would never be seen
+  const Copy* copy = copies.data();
+  const Copy* const last = copy + copies.size() - 1;
+  uint32_t index = channel.head();
+  const uint32_t limit = index + channel.room();
   uint64_t bytes = 0;
-  for (const Copy& copy : copies) {
-    const uintptr_t dst = address_of(copy.dst), src = address_of(copy.src);
-    bytes += copy.len;
-    if (dst_hint_.holds(dst, copy.len) && src_hint_.holds(src, copy.len) && copy.len - 1 < channel.max_copy()) [[likely]] {
-      if (index == limit) return Refusal::ring_full;
-      channel.put_copy(index++, dst_hint_.translate(dst), src_hint_.translate(src), copy.len);
-    } else if (const Refusal refusal = put_pieces(copy, index, limit); refusal != Refusal::none) {
-      return refusal;
-    }
+  for (;; ++copy) {
+    const uintptr_t dst = address_of(copy->dst), src = address_of(copy->src);
+    const uint32_t len = copy->len;
+    const bool one_piece = dst_hint_.holds(dst, len) && src_hint_.holds(src, len) && len - 1 < channel.max_copy();
+    if (!one_piece || index == limit) [[unlikely]]
+      return enqueue_from(copy, last, index, cookie, bytes);
+    channel.put_copy(index++, dst_hint_.translate(dst), src_hint_.translate(src), len, copy == last);
+    bytes += len;
+    if (copy == last) break;
   }
-  if (index == first) return Refusal::address;  // no copy at all, so nothing would ever complete
   channel.commit(index, cookie, bytes);
   return Refusal::none;
 }
 
-/// A copy that misses a hint, crosses from one mapping to the next, or is longer than one descriptor carries.
-Refusal IoatEngine::put_pieces(const Copy& copy, uint32_t& index, uint32_t limit) noexcept {
-  if (copy.len == 0) return Refusal::address;
-  uintptr_t dst = address_of(copy.dst), src = address_of(copy.src), left = copy.len;
-  while (left > 0) {
-    if (!dst_hint_.holds(dst, 1)) dst_hint_ = find(dst);
-    if (!src_hint_.holds(src, 1)) src_hint_ = find(src);
-    if (dst_hint_.size == 0 || src_hint_.size == 0) return Refusal::unmapped;
-    if (index == limit) return Refusal::ring_full;
-    const uintptr_t dst_room = dst_hint_.size - (dst - dst_hint_.host), src_room = src_hint_.size - (src - src_hint_.host);
-    const uintptr_t size = std::min({left, dst_room, src_room, uintptr_t{channel_->max_copy()}});
-    channel_->put_copy(index++, dst_hint_.translate(dst), src_hint_.translate(src), static_cast<uint32_t>(size));
-    dst += size;
-    src += size;
-    left -= size;
+/// The rest of a job, from a copy on that misses a hint, crosses from one mapping to the next, is longer than one
+/// descriptor carries, or finds the ring full. Apart, so that the common case saves no registers; it is most of a
+/// packet's cost.
+Refusal IoatEngine::enqueue_from(const Copy* copy, const Copy* last, uint32_t index, uint32_t cookie,
+                                 uint64_t bytes) noexcept {
+  IoatChannel& channel = *channel_;
+  const uint32_t limit = channel.head() + channel.room();
+  for (; copy <= last; ++copy) {
+    if (copy->len == 0) return Refusal::address;
+    uintptr_t dst = address_of(copy->dst), src = address_of(copy->src), left = copy->len;
+    while (left > 0) {
+      if (!dst_hint_.holds(dst, 1)) dst_hint_ = find(dst);
+      if (!src_hint_.holds(src, 1)) src_hint_ = find(src);
+      if (dst_hint_.size == 0 || src_hint_.size == 0) return Refusal::unmapped;
+      if (index == limit) return Refusal::ring_full;
+      const uintptr_t piece = std::min({left, dst_hint_.size - (dst - dst_hint_.host),
+                                        src_hint_.size - (src - src_hint_.host), uintptr_t{channel.max_copy()}});
+      channel.put_copy(index++, dst_hint_.translate(dst), src_hint_.translate(src), static_cast<uint32_t>(piece),
+                       copy == last && piece == left);
+      dst += piece;
+      src += piece;
+      left -= piece;
+    }
+    bytes += copy->len;
   }
+  channel.commit(index, cookie, bytes);
   return Refusal::none;
 }
 
-// --- Stopping ---------------------------------------------------------------------------------------------------------
+// --- Stopping
+// ---------------------------------------------------------------------------------------------------------
 
 Step IoatEngine::reset() noexcept {
   if (revoked_) return Step::failed;

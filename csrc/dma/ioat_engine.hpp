@@ -30,8 +30,8 @@ class IoatEngine final : public DmaEngine {
   /// Starts the channel, which takes some milliseconds on hardware. Throws DmaError, ConfigError (ring size).
   IoatEngine(std::shared_ptr<Mmio> registers, std::shared_ptr<DmaSpace> space, const Identity& identity,
              const ChannelOptions& options = {});
-  /// Stops the device, whatever it takes, for at most about a second. Ring memory of a device that could not be stopped is
-  /// leaked on purpose.
+  /// Stops the device, whatever it takes, for at most about a second. Ring memory of a device that could not be stopped
+  /// is leaked on purpose.
   ~IoatEngine() override;
 
   const Capabilities& capabilities() const override { return capabilities_; }
@@ -63,10 +63,11 @@ class IoatEngine final : public DmaEngine {
 
   uint64_t pick_iova(uintptr_t host, size_t size) const;
   Mapping find(uintptr_t address) const noexcept;
-  Refusal put_pieces(const Copy& copy, uint32_t& index, uint32_t limit) noexcept;
+  [[gnu::noinline]] Refusal enqueue_from(const Copy* copy, const Copy* last, uint32_t index, uint32_t cookie,
+                                         uint64_t bytes) noexcept;
 
   std::optional<IoatChannel> channel_;
-  Mapping dst_hint_, src_hint_;  // the mappings hit last: bursts mostly stay within one of each
+  Mapping dst_hint_, src_hint_;    // the mappings hit last: bursts mostly stay within one of each
   std::vector<Mapping> mappings_;  // by host address, the ring among them
 
   std::shared_ptr<Mmio> registers_;

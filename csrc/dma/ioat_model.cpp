@@ -90,7 +90,8 @@ uint64_t IoatModel::register64(uint32_t offset) const noexcept {
   return value;
 }
 
-// --- Reading ----------------------------------------------------------------------------------------------------------
+// --- Reading
+// ----------------------------------------------------------------------------------------------------------
 
 /// The doorbell only stores its count; that this made the channel ACTIVE is concluded when somebody asks.
 State IoatModel::state() const noexcept {
@@ -135,7 +136,8 @@ uint32_t IoatModel::config_read(uint32_t offset, uint32_t size) noexcept {
   return gone_ ? static_cast<uint32_t>(low_bytes(size)) : config_.read(offset, size);
 }
 
-// --- Writing ----------------------------------------------------------------------------------------------------------
+// --- Writing
+// ----------------------------------------------------------------------------------------------------------
 
 void IoatModel::write(uint32_t offset, uint64_t value, uint32_t size) noexcept {
   if (offset == spec::DMACOUNT && size == 2) return ring_doorbell(static_cast<uint16_t>(value));
@@ -148,9 +150,15 @@ void IoatModel::write(uint32_t offset, uint64_t value, uint32_t size) noexcept {
     const uint64_t mask = low_bytes(to - from) << 8 * (from - reg.offset);
     const uint64_t part = (value >> 8 * (from - offset)) << 8 * (from - reg.offset) & mask;
     switch (reg.offset) {
-      case spec::CHANCTRL: write_control(static_cast<uint16_t>(part), static_cast<uint16_t>(mask)); break;
-      case spec::CHANCMD: command(static_cast<uint8_t>(part)); break;
-      case spec::CHANERR: chanerr_ &= static_cast<uint32_t>(~part); break;
+      case spec::CHANCTRL:
+        write_control(static_cast<uint16_t>(part), static_cast<uint16_t>(mask));
+        break;
+      case spec::CHANCMD:
+        command(static_cast<uint8_t>(part));
+        break;
+      case spec::CHANERR:
+        chanerr_ &= static_cast<uint32_t>(~part);
+        break;
       case spec::DMACOUNT: {
         const uint64_t old = dmacount_.load(std::memory_order_relaxed);
         dmacount_.store(static_cast<uint16_t>((old & ~mask) | part), std::memory_order_release);
@@ -205,8 +213,11 @@ void IoatModel::command(uint8_t value) noexcept {
     case spec::chancmd::resume:
       if (state_ == State::suspended) state_ = State::idle;
       break;
-    case spec::chancmd::abort: state_ = State::halted; break;
-    default: break;  // START and APPEND are of version 1
+    case spec::chancmd::abort:
+      state_ = State::halted;
+      break;
+    default:
+      break;  // START and APPEND are of version 1
   }
   pause_.notify_all();
 }
@@ -257,7 +268,8 @@ void IoatModel::function_reset() noexcept {
   try_reset();
 }
 
-// --- Faults -----------------------------------------------------------------------------------------------------------
+// --- Faults
+// -----------------------------------------------------------------------------------------------------------
 
 void IoatModel::inject(Fault fault, uint64_t nth, uint64_t value) {
   if ((fault == Fault::latency || fault == Fault::bandwidth) && options_.mode != Mode::threaded) {
@@ -269,19 +281,32 @@ void IoatModel::inject(Fault fault, uint64_t nth, uint64_t value) {
   }
   const std::lock_guard lock(mutex_);
   switch (fault) {
-    case Fault::latency: latency_ = std::chrono::nanoseconds(value); return;
-    case Fault::bandwidth: bandwidth_ = value; return;
-    case Fault::drop_writeback: nth += writebacks_; break;
-    case Fault::drop_interrupt: nth += interrupts_; break;
-    case Fault::torn_status: nth += status_reads_; break;
-    case Fault::reset_hang: nth += resets_; break;
+    case Fault::latency:
+      latency_ = std::chrono::nanoseconds(value);
+      return;
+    case Fault::bandwidth:
+      bandwidth_ = value;
+      return;
+    case Fault::drop_writeback:
+      nth += writebacks_;
+      break;
+    case Fault::drop_interrupt:
+      nth += interrupts_;
+      break;
+    case Fault::torn_status:
+      nth += status_reads_;
+      break;
+    case Fault::reset_hang:
+      nth += resets_;
+      break;
     case Fault::gone:
       if (nth == 0) {
         gone_ = true;
         return;
       }
       [[fallthrough]];
-    default: nth += descriptors_started_;
+    default:
+      nth += descriptors_started_;
   }
   faults_.push_back({fault, nth, value});
 }

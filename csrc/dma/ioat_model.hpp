@@ -22,10 +22,10 @@ namespace vhost_ioat::dma {
 /// A software I/OAT channel: the registers of BAR0, the configuration space, an IOVA map and an engine that fetches and
 /// carries out descriptors. It stands alone, so that a driver in this process or a virtual PCI device may use it.
 ///
-/// Registers may be used from any thread. Where the data sheets are silent, public drivers decided: RESET keeps CHANCTRL,
-/// CHANCMP and CHANERR; CHAINADDR while ACTIVE is CHANERR bit 4 and halts; DMACOUNT while HALTED is only stored; CHAINADDR
-/// after SUSPENDED keeps the completed address; without ANY_ERR_ABORT_EN a failed descriptor is skipped. Writing a low
-/// half of CHAINADDR does not arm.
+/// Registers may be used from any thread. Where the data sheets are silent, public drivers decided: RESET keeps
+/// CHANCTRL, CHANCMP and CHANERR; CHAINADDR while ACTIVE is CHANERR bit 4 and halts; DMACOUNT while HALTED is only
+/// stored; CHAINADDR after SUSPENDED keeps the completed address; without ANY_ERR_ABORT_EN a failed descriptor is
+/// skipped. Writing a low half of CHAINADDR does not arm.
 class IoatModel : public Mmio {
  public:
   enum class Mode : uint8_t {
@@ -140,8 +140,8 @@ class IoatModel : public Mmio {
   std::atomic<uint16_t> dmacount_{0};
   std::atomic<uint32_t> wakeups_{0};  // even part: counts doorbells; bit 0: the worker is parked
 
-  mutable std::mutex mutex_;  // guards all below; never held while a descriptor is carried out
-  std::condition_variable pause_;  // ends a wait for latency or bandwidth early
+  mutable std::mutex mutex_;                   // guards all below; never held while a descriptor is carried out
+  std::condition_variable pause_;              // ends a wait for latency or bandwidth early
   std::array<uint8_t, spec::bar_size> bar_{};  // plain registers live here; the others are put here to be read
   PciConfigModel config_;
   spec::State state_ = spec::State::halted;  // without the step to ACTIVE that a doorbell makes, see state()

@@ -25,7 +25,9 @@ struct Side {
   Side(uint64_t address, uint64_t next_page, bool page_break, uint64_t size)
       : first(address), second(next_page), first_len(page_break ? std::min(size, page - address % page) : size) {}
   uint64_t at(uint64_t offset) const { return offset < first_len ? first + offset : second + (offset - first_len); }
-  uint64_t left(uint64_t offset, uint64_t size) const { return offset < first_len ? first_len - offset : size - offset; }
+  uint64_t left(uint64_t offset, uint64_t size) const {
+    return offset < first_len ? first_len - offset : size - offset;
+  }
   bool too_long(uint64_t size) const { return size - first_len > page; }
 };
 
@@ -42,8 +44,11 @@ void IoatModel::run() noexcept {
       while (run_one()) {
       }
       break;
-    case Mode::threaded: wake(); break;
-    case Mode::stepped: break;
+    case Mode::threaded:
+      wake();
+      break;
+    case Mode::stepped:
+      break;
   }
 }
 
@@ -93,8 +98,8 @@ IoatModel::Outcome IoatModel::carry_out(uint64_t address, uint32_t injected, boo
   const IovaMap::Access access(memory_);
   Outcome outcome;
   spec::Descriptor descriptor;
-  outcome.fetched = address % sizeof descriptor == 0 &&
-                    access.read(address, &descriptor, sizeof descriptor, fetch_hint_);
+  outcome.fetched =
+      address % sizeof descriptor == 0 && access.read(address, &descriptor, sizeof descriptor, fetch_hint_);
   if (!outcome.fetched) return outcome;
   outcome.control = descriptor.control;
   outcome.next = descriptor.next;
@@ -128,8 +133,8 @@ uint32_t IoatModel::copy(const IovaMap::Access& access, const spec::Descriptor& 
       return (from ? 0 : 1u << spec::chanerr::source_address) | (to ? 0 : 1u << spec::chanerr::destination_address);
     }
     if (size == 2 && part == 2 && reinterpret_cast<uintptr_t>(to) % 2 == 0) {
-      // A ring index that the engine publishes. Release, pairs with the driver's acquire of used->idx: the data copied by
-      // earlier descriptors is seen by who sees the index.
+      // A ring index that the engine publishes. Release, pairs with the driver's acquire of used->idx: the data copied
+      // by earlier descriptors is seen by who sees the index.
       uint16_t value;
       std::memcpy(&value, from, 2);
       std::atomic_ref(*reinterpret_cast<uint16_t*>(to)).store(value, std::memory_order_release);

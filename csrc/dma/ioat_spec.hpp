@@ -57,7 +57,8 @@ constexpr uint32_t page_break = 1u << 0, fill = 1u << 6;
 }
 
 namespace chanctrl {
-constexpr uint16_t int_rearm = 0x1, error_completion = 0x4, any_error_abort = 0x8, error_interrupt = 0x10, in_use = 0x100;
+constexpr uint16_t int_rearm = 0x1, error_completion = 0x4, any_error_abort = 0x8, error_interrupt = 0x10,
+                   in_use = 0x100;
 }
 
 namespace chancmd {

@@ -31,8 +31,8 @@ void IovaMap::map(uint64_t iova, void* host, uint64_t size) {
   if (revoked_.load(std::memory_order_relaxed)) throw DmaError(text("the device's memory was revoked"));
   if (size == 0 || iova + (size - 1) < iova) throw DmaError(text("the range is empty or wraps"));
   const auto place = std::lower_bound(pieces_.begin(), pieces_.end(), iova, starts_before);
-  const bool overlaps = (place != pieces_.end() && place->iova - iova < size) ||
-                        (place != pieces_.begin() && place[-1].holds(iova));
+  const bool overlaps =
+      (place != pieces_.end() && place->iova - iova < size) || (place != pieces_.begin() && place[-1].holds(iova));
   if (overlaps) throw DmaError(text("it overlaps another mapping; unmap that first"));
   pieces_.insert(place, Piece{iova, size, static_cast<uint8_t*>(host)});
 }

@@ -10,8 +10,8 @@
 
 namespace vhost_ioat::dma {
 
-/// What the software device can reach: IOVA ranges and the host memory behind them. It plays the IOMMU, so a device that
-/// is at work holds an Access, and memory is given back to its owner only between two of them.
+/// What the software device can reach: IOVA ranges and the host memory behind them. It plays the IOMMU, so a device
+/// that is at work holds an Access, and memory is given back to its owner only between two of them.
 ///
 /// The first page is never reachable, whatever is mapped there: address 0 in a descriptor is a mistake everywhere.
 /// Any thread.
@@ -58,8 +58,8 @@ class IovaMap {
   std::unique_lock<std::mutex> lock_for_change();
 
   mutable std::mutex mutex_;
-  std::vector<Piece> pieces_;        // by IOVA
-  std::atomic<int> changing_{0};     // threads that want to change the map: the device lets them go first
+  std::vector<Piece> pieces_;     // by IOVA
+  std::atomic<int> changing_{0};  // threads that want to change the map: the device lets them go first
   std::atomic<bool> revoked_{false};
 };
 

@@ -22,8 +22,8 @@ PciConfigModel::PciConfigModel(uint16_t device_id) {
   set(0x14, 0, 4, 0xffffffff);
   set(0x2c, spec::vendor_id, 4);
   set(0x34, msix_cap, 1);
-  set(0x3c, 0, 1, 0xff);  // interrupt line
-  set(0x3d, 0, 1);        // no INTx: MSI-X is the only interrupt
+  set(0x3c, 0, 1, 0xff);        // interrupt line
+  set(0x3d, 0, 1);              // no INTx: MSI-X is the only interrupt
   set(0x48, 0, 4, 0xffffffff);  // DMACTRL
   set(0x60, 0, 4, 0xffffffff);  // DEVCFG
 

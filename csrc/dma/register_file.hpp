@@ -6,8 +6,8 @@ namespace vhost_ioat::dma {
 
 /// The registers of one I/OAT channel: BAR0 and the PCI configuration space of its function.
 ///
-/// Sizes are 1, 2, 4 or 8 bytes (configuration space: 1, 2, 4) and offsets are naturally aligned. A device that has left
-/// the bus reads as all ones. No call fails or waits.
+/// Sizes are 1, 2, 4 or 8 bytes (configuration space: 1, 2, 4) and offsets are naturally aligned. A device that has
+/// left the bus reads as all ones. No call fails or waits.
 class Mmio {
  public:
   virtual ~Mmio() = default;
@@ -35,20 +35,32 @@ class PlainBar : public Mmio {
 
   uint64_t read(uint32_t offset, uint32_t size) noexcept override {
     switch (size) {
-      case 1: return *at<uint8_t>(offset);
-      case 2: return *at<uint16_t>(offset);
-      case 4: return *at<uint32_t>(offset);
-      default: return *at<uint64_t>(offset);
+      case 1:
+        return *at<uint8_t>(offset);
+      case 2:
+        return *at<uint16_t>(offset);
+      case 4:
+        return *at<uint32_t>(offset);
+      default:
+        return *at<uint64_t>(offset);
     }
   }
   void write(uint32_t offset, uint64_t value, uint32_t size) noexcept override {
     // x86 keeps stores to write-back memory before a later store to an uncached BAR, so only the compiler is held back.
     asm volatile("" ::: "memory");
     switch (size) {
-      case 1: *at<uint8_t>(offset) = static_cast<uint8_t>(value); break;
-      case 2: *at<uint16_t>(offset) = static_cast<uint16_t>(value); break;
-      case 4: *at<uint32_t>(offset) = static_cast<uint32_t>(value); break;
-      default: *at<uint64_t>(offset) = value; break;
+      case 1:
+        *at<uint8_t>(offset) = static_cast<uint8_t>(value);
+        break;
+      case 2:
+        *at<uint16_t>(offset) = static_cast<uint16_t>(value);
+        break;
+      case 4:
+        *at<uint32_t>(offset) = static_cast<uint32_t>(value);
+        break;
+      default:
+        *at<uint64_t>(offset) = value;
+        break;
     }
   }
   uint32_t config_read(uint32_t, uint32_t) noexcept override { return 0; }

@@ -34,7 +34,8 @@ struct SoftEngine {
 };
 
 /// The engine "swN": the same driver as for hardware over a software device. Throws ConfigError (ring size).
-SoftEngine make_soft_engine(const std::string& name, const IoatModel::Options& model = {.mode = IoatModel::Mode::threaded},
+SoftEngine make_soft_engine(const std::string& name,
+                            const IoatModel::Options& model = {.mode = IoatModel::Mode::threaded},
                             ChannelOptions channel = {});
 
 /// For ChannelOptions: while a stepped model is brought up, it is stepped; the others need nothing.

@@ -43,10 +43,10 @@ TEST_CASE("channel: starts on every version, from every state the last user may 
       for (int left = 0; left < 5; ++left) {
         Driven driven({.cbver = version, .mode = mode}, {}, false);
         driven.model.write64(spec::CHANCMP, 0x700000000);
-        if (left >= 1) driven.model.write64(spec::CHAINADDR, Driven::ring_at);                    // ARMED
-        if (left >= 2) driven.model.write16(spec::DMACOUNT, 1000);                                // ACTIVE or an error
-        if (left >= 3) driven.model.write8(spec::CHANCMD, spec::chancmd::suspend);                // SUSPENDED
-        if (left >= 4) driven.model.write8(spec::CHANCMD, 0x3f);                                  // HALTED, CHANERR set
+        if (left >= 1) driven.model.write64(spec::CHAINADDR, Driven::ring_at);      // ARMED
+        if (left >= 2) driven.model.write16(spec::DMACOUNT, 1000);                  // ACTIVE or an error
+        if (left >= 3) driven.model.write8(spec::CHANCMD, spec::chancmd::suspend);  // SUSPENDED
+        if (left >= 4) driven.model.write8(spec::CHANCMD, 0x3f);                    // HALTED, CHANERR set
         driven.channel.emplace(driven.model, DmaMemory{driven.pages->data(), Driven::ring_at, driven.pages->size()},
                                ChannelOptions{.pause = pause_for(driven.model)});
         CHECK(driven.channel->version() == version);

@@ -421,7 +421,8 @@ TEST_CASE("model: configuration space has what a kernel driver looks for") {
   }
 }
 
-// --- Faults on demand -------------------------------------------------------------------------------------------------
+// --- Faults on demand
+// -------------------------------------------------------------------------------------------------
 
 TEST_CASE("model: any CHANERR bit on the nth descriptor") {
   for (unsigned bit = 0; bit < 19; ++bit) {
@@ -537,7 +538,8 @@ TEST_CASE("model: a threaded model that waits a minute ends at once") {
   CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(30));
 }
 
-// --- The worker -------------------------------------------------------------------------------------------------------
+// --- The worker
+// -------------------------------------------------------------------------------------------------------
 
 TEST_CASE("model: threaded copies are seen behind the write-back, from a parked and from a spinning worker") {
   Device device({.mode = Mode::threaded});

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What public I/OAT drivers do to the registers, replayed against the software I/OAT: if one of these breaks, that driver
-// would not run on it.
+// What public I/OAT drivers do to the registers, replayed against the software I/OAT: if one of these breaks, that
+// driver would not run on it.
 #include "ioat_rig.hpp"
 
 using namespace ioat_rig;
@@ -10,9 +10,9 @@ namespace {
 constexpr uint16_t linux_run = 0x1d;  // re-arm, error interrupt, error completion, abort on any error
 
 void all_versions(auto&& sequence) {
-  for (IoatModel::Options options : {IoatModel::Options{.device_id = 0x6f20, .cbver = 0x32},
-                                     IoatModel::Options{.device_id = 0x2021, .cbver = 0x33},
-                                     IoatModel::Options{.device_id = 0x0b00, .cbver = 0x34}}) {
+  for (IoatModel::Options options :
+       {IoatModel::Options{.device_id = 0x6f20, .cbver = 0x32}, IoatModel::Options{.device_id = 0x2021, .cbver = 0x33},
+        IoatModel::Options{.device_id = 0x0b00, .cbver = 0x34}}) {
     Device device(options);
     CAPTURE(int{options.cbver});
     sequence(device);
