@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "base/error.hpp"
+#include "dma/ioat_spec.hpp"
 
 namespace vhost_ioat::dma {
 namespace {
@@ -257,7 +258,8 @@ bool VfioDevice::reset() noexcept { return can_reset_ && calls_.ioctl(device_.ge
 
 Step VfioDevice::revoke() noexcept {
   set_bus_master(false);
-  reset();
+  // Of a function that has left the bus Linux would wait a minute for its return.
+  if (registers_->read8(spec::CBVER) != 0xff) reset();
   // Removing a mapping flushes the IOMMU's cache, so nothing of the device passes afterwards, whatever it still tries:
   // this alone decides. The two steps before keep it from faulting.
   std::erase_if(mapped_, [this](const auto& mapping) { return remove(mapping.first, mapping.second); });

@@ -84,7 +84,9 @@ class VM(Console):
         host: bool = False,
     ) -> None:
         system = packages.sysroot()
+        self._complaints = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115  (QEMU's stderr; the guest has stdout)
         command = [
+            *("sh", "-c", 'exec "$@" 2>"$0"', self._complaints.name),
             "env",  # else QEMU loads the modules of the machine's own QEMU
             f"QEMU_MODULE_DIR={system / 'usr/lib/x86_64-linux-gnu/qemu'}",
             *packages.loader(system, "qemu-system-x86_64"),
@@ -113,8 +115,9 @@ class VM(Console):
     def __enter__(self) -> Self:
         try:
             self.wait_booted()
-        except BaseException:
+        except BaseException as error:
             self.kill()
+            error.add_note(Path(self._complaints.name).read_text()[:4000])
             raise
         return self
 
