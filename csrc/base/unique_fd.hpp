@@ -48,11 +48,14 @@ inline UniqueFd make_eventfd() {
   return UniqueFd(fd);
 }
 
-/// Adds one to a non-blocking eventfd. EAGAIN means the counter is full: the reader is already signalled.
-inline void eventfd_signal(int fd) noexcept {
+/// Adds one to a non-blocking eventfd. EAGAIN means the counter is full: the reader is already signalled. False: the
+/// write failed otherwise.
+inline bool eventfd_signal(int fd) noexcept {
   const uint64_t one = 1;
-  while (::write(fd, &one, sizeof one) < 0 && errno == EINTR) {
+  while (::write(fd, &one, sizeof one) < 0) {
+    if (errno != EINTR) return errno == EAGAIN;
   }
+  return true;
 }
 
 /// Takes the count of a non-blocking eventfd; 0 when it was not signalled.

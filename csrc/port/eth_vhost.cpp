@@ -148,7 +148,7 @@ uint32_t EthVhost::tx_done_cleanup(uint32_t queue) {
   Visit visit(txq.owner());
   if (!visit.inside()) return 0;
   const uint32_t reaped = txq.reap();
-  if (txq.running() && txq.kick_due()) txq.kick();
+  if (txq.running() && txq.kick_due()) txq.kick(txq.counters);
   after_burst(txq, txq.fault_to_report() || txq.engine_failed());
   return reaped;
 }

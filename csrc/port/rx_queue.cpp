@@ -67,7 +67,8 @@ uint32_t RxQueue::read_chains(uint32_t n, uint32_t& rows, uint32_t& longest) noe
   for (uint32_t k = 0; k < std::min(n, prefetch_ahead); ++k) ring.prefetch(ring.head(k));
   uint32_t taken = 0;
   for (; taken < n; ++taken) {
-    ring.prefetch(ring.head(taken + prefetch_ahead));  // behind the last one: any descriptor, harmless
+    // Not behind the last one: there the guest is writing, and would lose the cache line.
+    if (taken + prefetch_ahead < n) ring.prefetch(ring.head(taken + prefetch_ahead));
     Packet& packet = packets[taken];
     packet.head = ring.head(taken);
     const auto d = packet.head < ring.size ? ring.descriptor(packet.head) : virtio::SplitRing::Entry{};
@@ -224,10 +225,7 @@ void RxQueue::give_back(uint32_t taken) noexcept {
   ring_.pushed(used);
   ring_.consume(taken);
   ring_.publish(ring_.used_next());
-  if (kick_due()) {
-    kick();
-    counters.notifications.add(1);
-  }
+  notify(counters);
 }
 
 bool RxQueue::enable_kicks() noexcept {

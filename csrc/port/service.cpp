@@ -56,7 +56,7 @@ bool EthVhost::service_tx(uint32_t queue) {
   if (recovering) return true;  // the queue stays held: its tx_burst returns 0
   const bool due = txq.running() && txq.kick_due();
   owner.give_back();
-  if (due) txq.kick();
+  if (due) txq.kick(txq.counters);
   return again;
 }
 
@@ -81,7 +81,7 @@ bool EthVhost::drain_step(uint32_t queue) {
   if (txq.idle() && !engines_[queue].recovery.active() && !txq.engine_failed()) return true;
   recover(queue, EventLoop::Clock::now());
   txq.reap();
-  if (txq.running() && txq.kick_due()) txq.kick();
+  if (txq.running() && txq.kick_due()) txq.kick(txq.counters);
   return txq.idle() && !engines_[queue].recovery.active();
 }
 

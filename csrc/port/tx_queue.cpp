@@ -52,6 +52,7 @@ void TxQueue::abandon() {
 
 uint32_t TxQueue::enqueue(const PacketView& view) noexcept {
   if (!running_ || !enabled_) return 0;
+  const RingIndex published_before = ring_.published();
   if (!in_flight_.empty()) reap();
   if (engine_failed()) return 0;  // until the control thread has stopped the engine, and copied what it did not
   reads_block_ = nullptr;
@@ -72,7 +73,7 @@ uint32_t TxQueue::enqueue(const PacketView& view) noexcept {
     ++taken;
   }
   tally.add_classes_to(counters);
-  finish_burst(view);
+  finish_burst(view, published_before);
   return taken;
 }
 
@@ -96,7 +97,8 @@ uint32_t TxQueue::enqueue_simple(const PacketView& view, uint32_t i, Tally& tall
   };
   for (uint32_t k = 0; k < std::min(end - i, prefetch_ahead); ++k) ring.prefetch(ring.head(k));
   for (; i < end; ++i) {
-    ring.prefetch(ring.head(i - first + prefetch_ahead));  // behind the last one: any descriptor, harmless
+    // Not behind the last one: there the guest is writing, and would lose the cache line.
+    if (i + prefetch_ahead < end) ring.prefetch(ring.head(i - first + prefetch_ahead));
     const uint32_t len = view.length(i);
     const NetHeader& header = view.header(i);
     const uint16_t head = ring.head(i - first);
@@ -183,7 +185,7 @@ TxQueue::Fit TxQueue::reserve(uint32_t need) noexcept {
   piece_count_ = head_count_ = 0;
   while (found < need) {
     if (head_count_ == ring_.used_room() && head_count_ != ring_.size()) return Fit::no_buffer;
-    if (head_count_ == available && head_count_ == (available = ring_.look_again()))
+    if (head_count_ >= available && head_count_ >= (available = ring_.look_again()))
       return ring_.fault() ? Fit::fault : head_count_ == ring_.size() ? Fit::never : Fit::no_buffer;
     const uint16_t head = ring_.head(head_count_);
     const uint32_t before = found;
@@ -318,7 +320,7 @@ inline void TxQueue::finish_packets(Booked done) noexcept {
   pending_packets_.store(pending_packets_.load(std::memory_order_relaxed) + done.packets, std::memory_order_relaxed);
 }
 
-void TxQueue::finish_burst(const PacketView& view) noexcept {
+void TxQueue::finish_burst(const PacketView& view, RingIndex published_before) noexcept {
   publish_by_cpu();
   if (!in_flight_.empty()) {
     if (reads_block_) reads_block_->block = view.block->share();
@@ -327,10 +329,7 @@ void TxQueue::finish_burst(const PacketView& view) noexcept {
     counters.dma_inflight_max.raise_to(pending_packets());
     note_engine_stats();
   }
-  if (kick_due()) {
-    kick();
-    counters.notifications.add(1);
-  }
+  if (ring_.published() != published_before) notify(counters);
 }
 
 /// Queues the store of used->idx behind the data. Refused, the CPU publishes when all index writes are through.

@@ -43,7 +43,7 @@ class TxQueue : public VringQueue {
 
   bool maps_wanted() const { return maps_wanted_; }
   bool idle() const { return in_flight_.empty(); }
-  bool engine_failed() const { return engine_ && engine_->failed(); }
+  bool engine_failed() const { return offload_ && engine_->failed(); }  // one given up is no concern any more
   /// Readable by any thread: packets enqueued and not published.
   uint32_t pending_packets() const { return pending_packets_.load(std::memory_order_relaxed); }
   uint64_t polls() const { return polls_; }
@@ -67,7 +67,7 @@ class TxQueue : public VringQueue {
     uint64_t bytes = 0;
   };
   void finish_packets(Booked done) noexcept;
-  void finish_burst(const PacketView& view) noexcept;
+  void finish_burst(const PacketView& view, RingIndex published_before) noexcept;
   void publish_by_engine() noexcept;
   void publish_by_cpu() noexcept;
   void count_refusal(dma::Refusal why) noexcept;

@@ -5,6 +5,7 @@
 
 #include "base/unique_fd.hpp"
 #include "memory/region_table.hpp"
+#include "port/counters.hpp"
 #include "port/owner.hpp"
 #include "virtio/features.hpp"
 #include "virtio/split_ring.hpp"
@@ -46,8 +47,17 @@ class VringQueue {
   /// Has the guest asked to be told of what was published? Then kick() is due, once.
   bool kick_due() noexcept { return ring_.should_notify(); }
   /// The control thread, which alone changes call_, may do this after giving the queue back.
-  void kick() noexcept {
-    if (call_) eventfd_signal(call_.get());
+  void kick(QueueCounters& counters) noexcept {
+    if (!call_) return;  // the guest polls
+    (eventfd_signal(call_.get()) ? counters.notifications : counters.notification_errors).add(1);
+  }
+  /// After something was published.
+  void notify(QueueCounters& counters) noexcept {
+    if (kick_due()) {
+      kick(counters);
+    } else {
+      counters.notifications_suppressed.add(1);
+    }
   }
   void signal_error() noexcept {
     if (err_) eventfd_signal(err_.get());
