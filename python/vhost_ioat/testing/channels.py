@@ -53,7 +53,7 @@ class DmaMachine(RuleBasedStateMachine):
     def close_channel(self) -> None:
         """Let it go."""
 
-    def fail_next(self, after: int) -> bool:
+    def fail_next(self, after: int) -> bool:  # noqa: ARG002
         """Make the operation fail that runs after `after` others; False: failures cannot be provoked."""
         return False
 
