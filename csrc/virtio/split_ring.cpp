@@ -14,6 +14,8 @@ std::string Fault::text() const {
     case Kind::avail_index:
       return format("avail index is %" PRIu64 " ahead, but the ring has %" PRIu64 " entries (VIRTIO 1.2, 2.7.13.3)",
                     value, limit);
+    case Kind::avail_index_back:
+      return format("avail index went back, from %" PRIu64 " ahead to %" PRIu64 " (VIRTIO 1.2, 2.7.6.1)", limit, value);
     case Kind::head:
       return format("avail ring names head %" PRIu64 ", but the ring has %" PRIu64 " entries (VIRTIO 1.2, 2.7.6)", value,
                     limit);

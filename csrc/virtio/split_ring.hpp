@@ -16,6 +16,7 @@ struct Fault {
   enum class Kind : uint8_t {
     none,
     avail_index,         // value: distance, limit: ring size
+    avail_index_back,    // value: distance, limit: the distance it had before
     head,                // value: head, limit: ring size
     next,                // value: next, limit: table size
     chain_length,        // limit: ring size
@@ -88,13 +89,17 @@ class SplitRing {
     uint16_t seen = last_avail_.distance_to(avail_seen_);
     return seen != 0 ? seen : look_again();
   }
-  /// The same, but looks at the driver's index in any case.
+  /// The same, but looks at the driver's index in any case. Never less than before, but for a fault.
   uint16_t look_again() noexcept {
     // Acquire pairs with the driver's release of avail->idx: the entries and descriptors it covers are visible.
     RingIndex idx(load_acquire<uint16_t>(avail_ + 2));
     uint16_t distance = last_avail_.distance_to(idx);
     if (distance > size_) [[unlikely]] {  // VIRTIO 1.2, 2.7.13.3
       set_fault({Fault::Kind::avail_index, distance, size_});
+      return 0;
+    }
+    if (const uint16_t before = last_avail_.distance_to(avail_seen_); distance < before) [[unlikely]] {
+      set_fault({Fault::Kind::avail_index_back, distance, before});  // VIRTIO 1.2, 2.7.6.1
       return 0;
     }
     avail_seen_ = idx;
