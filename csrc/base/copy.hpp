@@ -14,14 +14,28 @@ inline void copy_packet(uint8_t* to, const uint8_t* from, size_t len) noexcept {
     return;
   }
   auto move16 = [&](size_t at) { __builtin_memcpy(to + at, from + at, 16); };
-  size_t at = 0;
-  for (; at + 64 <= len; at += 64) {
-    move16(at);
-    move16(at + 16);
-    move16(at + 32);
-    move16(at + 48);
+  if (len > 64) {
+    size_t at = 0;
+    for (; at + 64 < len; at += 64) {
+      move16(at);
+      move16(at + 16);
+      move16(at + 32);
+      move16(at + 48);
+    }
+    to += at;
+    from += at;
+    len -= at;
+    if (len < 16) {  // the end overlaps what is there already
+      to -= 16 - len;
+      from -= 16 - len;
+      len = 16;
+    }
   }
-  for (; at + 16 <= len; at += 16) move16(at);
+  move16(0);
+  if (len > 32) {
+    move16(16);
+    move16(len - 32);
+  }
   move16(len - 16);
 }
 

@@ -63,6 +63,7 @@ uint32_t RxQueue::read_chains(uint32_t n, uint32_t& rows, uint32_t& longest) noe
   memory::Window window = memory::Window::of(hint_);
   Packet* const packets = packets_.data();
   const uint32_t header_size = header_size_;
+  uint32_t most = rows;  // rows of one burst at the present stride
   piece_count_ = 0;
   for (uint32_t k = 0; k < std::min(n, prefetch_ahead); ++k) ring.prefetch(ring.head(k));
   uint32_t taken = 0;
@@ -88,9 +89,12 @@ uint32_t RxQueue::read_chains(uint32_t n, uint32_t& rows, uint32_t& longest) noe
       if (!read_chain(taken)) break;
       if (packet.shape == Shape::malformed) continue;
     }
-    const uint32_t longer = std::max(longest, packet.len);
-    if (rows != 0 && size_t{rows + 1} * Burst::stride_for(longer) > Burst::max_bytes) break;
-    longest = longer;
+    if (packet.len > longest || rows == most) {  // the stride grows, or it is time to see whether the burst is full
+      const uint32_t longer = std::max(longest, packet.len);
+      most = std::max(1u, Burst::max_bytes / Burst::stride_for(longer));
+      if (rows >= most) break;
+      longest = longer;
+    }
     ++rows;
   }
   return taken;
