@@ -135,10 +135,21 @@ class RawFrontend:
                     self.socket, _ = listener.accept()
                 self.socket.settimeout(timeout)
             else:
-                self.socket.connect(path)
+                self._connect(path, timeout)
         except BaseException:
             self.socket.close()
             raise
+
+    def _connect(self, path: str, timeout: float) -> None:
+        # Python's own timeout makes the socket non-blocking, and then a full backlog is an error at once (unix(7)).
+        self.socket.settimeout(None)
+        limit = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        try:
+            self.socket.connect(path)
+        except BlockingIOError:
+            raise TimeoutError(f"nobody accepts on {path}") from None
+        self.socket.settimeout(timeout)
 
     def close(self) -> None:
         """Close the connection and let the memory go."""
