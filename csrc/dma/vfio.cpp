@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "base/error.hpp"
@@ -94,9 +95,17 @@ VfioDevice::VfioDevice(std::string address, VfioCalls& calls, const SystemTree& 
 }
 
 VfioDevice::~VfioDevice() {
+  if (!registers_) return;
+  const bool here = answers();
   // The mappings go with the container: a copy still running would fault in the IOMMU, so stop it first.
-  if (registers_) set_bus_master(false);
+  set_bus_master(false);
+  registers_.reset();
+  if (here) return;
+  // The last close resets the function too, and waits (see revoke()): nobody else should have to.
+  std::thread([device = std::move(device_), group = std::move(group_), container = std::move(container_)] {}).detach();
 }
+
+bool VfioDevice::answers() noexcept { return registers_->read8(spec::CBVER) != 0xff; }
 
 void VfioDevice::fail(const std::string& what, int error) const {
   throw DmaError(address_ + ": " + what + (error == 0 ? "" : std::string(": ") + std::strerror(error)));
@@ -259,7 +268,7 @@ bool VfioDevice::reset() noexcept { return can_reset_ && calls_.ioctl(device_.ge
 Step VfioDevice::revoke() noexcept {
   set_bus_master(false);
   // Of a function that has left the bus Linux would wait a minute for its return.
-  if (registers_->read8(spec::CBVER) != 0xff) reset();
+  if (answers()) reset();
   // Removing a mapping flushes the IOMMU's cache, so nothing of the device passes afterwards, whatever it still tries:
   // this alone decides. The two steps before keep it from faulting.
   std::erase_if(mapped_, [this](const auto& mapping) { return remove(mapping.first, mapping.second); });

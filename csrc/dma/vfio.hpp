@@ -69,6 +69,7 @@ class VfioDevice final : public DmaSpace {
   void read_iova_ranges();
   void open_device();
   Region region(uint32_t index);
+  bool answers() noexcept;  // false: it has left the bus
   void set_bus_master(bool on) noexcept;
   bool remove(uint64_t iova, uint64_t size) noexcept;
   [[noreturn]] void fail(const std::string& what, int error = 0) const;

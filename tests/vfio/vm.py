@@ -155,14 +155,20 @@ class VM(Console):
         self.run(f"modprobe {driver}")
         self.run(f"[ -e {device}/driver ] || echo {address} > /sys/bus/pci/drivers_probe")
 
+    @property
+    def environment(self) -> str:
+        """What makes Python in the guest find the packages that the test finds."""
+        return "PYTHONPATH=" + shlex.quote(os.environ.get("PYTHONPATH", ""))
+
     def python(self, script: str, *, timeout: float = 60, check: bool = True) -> str:
         """Run a Python script with the interpreter and the packages of the test itself; needs `host`."""
         with tempfile.NamedTemporaryFile("w", suffix=".py", dir=packages.CACHE) as file:
             file.write(script)
             file.flush()
-            environment = "PYTHONPATH=" + shlex.quote(os.environ.get("PYTHONPATH", ""))
             Path(file.name).chmod(0o644)
-            return self.run(f"{environment} chroot /host {sys.executable} {file.name}", timeout=timeout, check=check)
+            return self.run(
+                f"{self.environment} chroot /host {sys.executable} {file.name}", timeout=timeout, check=check
+            )
 
     def driver(self, address: str) -> str:
         return Path(self.run(f"readlink /sys/bus/pci/devices/{address}/driver || true").strip()).name

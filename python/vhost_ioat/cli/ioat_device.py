@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 
@@ -77,20 +78,17 @@ def run(
         model.inject("bandwidth", value=amount("bandwidth", bandwidth))
     for kind, value, nth in map(fault, faults):
         model.inject(kind, nth=nth, value=value)
+    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     shown, shown_at = "", 0.0
 
     def watch(maps: int) -> None:
         nonlocal shown, shown_at
+        if not shown_at:  # the socket is there by now
+            say(f"8086:{identity:04x}, version {version >> 4}.{version & 15}, is at {path}; QEMU takes it by")
+            say(f'  -device \'{{"driver":"vfio-user-pci","socket":{{"path":"{path}","type":"unix"}}}}\'')
         line = " ".join(f"{name}={value}" for name, value in model.counters().items()) + f" maps={maps}"
         if line != shown and time.monotonic() - shown_at >= 1:
-            console.print(line, highlight=False, soft_wrap=True)
+            say(line)
             shown, shown_at = line, time.monotonic()
 
-    console.print(
-        f"8086:{identity:04x}, version {version >> 4}.{version & 15}, at {path}; give it to a virtual machine with\n"
-        f'  -device \'{{"driver":"vfio-user-pci","socket":{{"path":"{path}","type":"unix"}}}}\'',
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
     dma.serve(path, model, watch=watch)
