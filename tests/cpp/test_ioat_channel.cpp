@@ -23,6 +23,18 @@ struct PaperDevice {
     mmio.write8(spec::CBVER, 0x34);
     mmio.write64(spec::CHANSTS, static_cast<uint64_t>(State::halted));
   }
+  /// What a device would do by now.
+  void live() {
+    if (mmio.read8(spec::CHANCMD)) {
+      mmio.write8(spec::CHANCMD, 0);
+      mmio.write64(spec::CHANSTS, static_cast<uint64_t>(State::halted));
+    } else if (mmio.read16(spec::DMACOUNT)) {
+      *reinterpret_cast<uint64_t*>(static_cast<uint8_t*>(pages.data()) + 64 * 64) = 0x1001;
+      mmio.write64(spec::CHANSTS, 0x1001);
+    } else if (mmio.read64(spec::CHAINADDR)) {
+      mmio.write64(spec::CHANSTS, static_cast<uint64_t>(State::armed));
+    }
+  }
   std::string refusal(uint64_t iova = 0x1000) {
     try {
       IoatChannel channel(mmio, DmaMemory{pages.data(), iova, pages.size()}, {.ring_size = 64, .pause = [] {}});
@@ -379,6 +391,18 @@ TEST_CASE("channel: quiesce lets running copies end, a reset makes it run again"
       CHECK(driven.drain().size() == 1);
     }
   }
+}
+
+TEST_CASE("channel: IDLE right behind a doorbell is no rest") {
+  PaperDevice device;
+  IoatChannel channel(device.mmio, DmaMemory{device.pages.data(), 0x1000, device.pages.size()},
+                      {.ring_size = 64, .pause = [&] { device.live(); }});
+  REQUIRE(channel.copy(0x10000, 0x20000, 64, 7) == Refusal::none);
+  channel.submit();
+  CHECK(channel.quiesce() == Step::pending);  // the device still says IDLE and may start any moment
+  CHECK(device.mmio.read8(spec::CHANCMD) == spec::chancmd::suspend);
+  device.mmio.write64(spec::CHANSTS, 0x1000 | static_cast<uint64_t>(State::suspended));
+  CHECK(channel.quiesce() == Step::done);
 }
 
 TEST_CASE("channel: stopped while ARMED, with nothing ever submitted") {

@@ -200,6 +200,28 @@ TEST_CASE("engine: mappings come and go, their addresses stay compact and are us
   CHECK(engine.enqueue({&copy, 1}, 0) == Refusal::unmapped);
 }
 
+TEST_CASE("engine: a mapping that is gone is refused even when it was the one hit last") {
+  Rig rig;
+  REQUIRE(rig.copy(0, 0, 64) == Refusal::none);
+  rig.engine.submit();
+  CHECK(rig.poll().size() == 1);
+  rig.engine.unmap(rig.src.data());
+  CHECK(rig.copy(0, 0, 64) == Refusal::unmapped);
+  rig.engine.map(rig.src.data(), rig.src.size());
+  CHECK(rig.copy(0, 0, 64) == Refusal::none);
+}
+
+TEST_CASE("engine: what was done before a revoke is ok, though nobody had polled") {
+  Rig rig;
+  rig.soft.model->inject(Fault::stuck, 4);
+  for (uint32_t i = 0; i < 6; ++i) REQUIRE(rig.copy(0, 0, 64, i) == Refusal::none);
+  rig.engine.submit();
+  CHECK(rig.finish(&DmaEngine::revoke) == Step::done);
+  const auto done = rig.poll();
+  CHECK(count(done, CopyStatus::ok) == 4);
+  CHECK(count(done, CopyStatus::not_attempted) == 2);
+}
+
 TEST_CASE("engine: addresses keep to what the space can use, and to the device's bits") {
   auto model = std::make_shared<IoatModel>(IoatModel::Options{.cbver = 0x32});
   auto space = std::make_shared<FakeSpace>(model);

@@ -207,6 +207,7 @@ TEST_CASE("DPDK: a reset, and the chain address written at once, while a copy ru
     device.start();
     for (size_t i = 0; i < 16; ++i) device.put_copy(i, 0, 0x80000, 0x80000);
     device.doorbell(16);
+    while (device.completed() == 0) std::this_thread::yield();  // so the worker is most likely within the next copy
     device.start();
     device.wait_for(State::armed);
     CHECK(device.completed() == 0);
