@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The software I/OAT served to virtual machines: its socket and its command. tests/vfio has the machines."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from interop.console import Console
+from vhost_ioat import ConfigError, dma
+from vhost_ioat.cli import ioat_device
+
+
+def until(condition: Callable[[], bool]) -> Callable[[int], bool]:
+    return lambda _: condition()
+
+
+def hello(path: str) -> socket.socket:
+    """A connection on which VERSION was asked and answered."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(10)
+    connection.connect(path)
+    connection.sendall(struct.pack("<HHIIIHH", 1, 1, 20, 0, 0, 0, 1))
+    assert struct.unpack("<HHIII", connection.recv(16)) == (1, 1, 20, 1, 0)
+    assert connection.recv(4) == bytes(4)
+    return connection
+
+
+def test_machines_are_served_one_after_the_other_and_the_socket_goes_at_the_end(socket_path: str) -> None:
+    listening, done = threading.Event(), threading.Event()
+
+    def watch(maps: int) -> bool:
+        assert maps == 0
+        listening.set()
+        return done.is_set()
+
+    thread = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": watch})
+    thread.start()
+    assert listening.wait(10)
+    assert Path(socket_path).stat().st_mode & 0o777 == 0o600
+    for _ in range(3):
+        hello(socket_path).close()
+    with hello(socket_path):  # it may end while a machine has the card
+        done.set()
+        thread.join(10)
+    assert not thread.is_alive()
+    assert not Path(socket_path).exists()
+
+
+def test_a_socket_that_nobody_serves_is_replaced_and_one_that_is_served_is_not(socket_path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left_behind:
+        left_behind.bind(socket_path)
+    dma.serve(socket_path, watch=until(lambda: True))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as served:
+        served.bind(socket_path)
+        served.listen()
+        with pytest.raises(OSError, match="in use"):
+            dma.serve(socket_path, watch=until(lambda: True))
+    assert Path(socket_path).exists()
+
+
+def test_a_file_is_never_replaced(tmp_path: Path) -> None:
+    precious = tmp_path / "file"
+    precious.write_text("precious")
+    with pytest.raises(OSError, match="in use"):
+        dma.serve(str(precious), watch=until(lambda: True))
+    assert precious.read_text() == "precious"
+
+
+def test_the_command_serves_until_ctrl_c(socket_path: str) -> None:
+    command = [sys.executable, "-m", "vhost_ioat", "ioat-device", socket_path, "--device-id", "0x2021"]
+    with Console([*command, "--latency", "20ms", "--bandwidth", "4GB/s", "--fault", "error@3"]) as console:
+        console.expect(r"8086:2021, version 3\.3")
+        console.expect("descriptors=0 .*maps=0")
+        with hello(socket_path):
+            console.process.send_signal(signal.SIGINT)
+            assert console.wait() == 0, console.text
+        assert "Traceback" not in console.text
+    assert not Path(socket_path).exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [("latency", "20ms", 20_000_000), ("latency", "1.5 us", 1500), ("bandwidth", "4GB/s", 4_000_000_000)],
+)
+def test_amounts_have_units(kind: str, text: str, value: int) -> None:
+    assert ioat_device.amount(kind, text) == value
+
+
+@pytest.mark.parametrize("text", ["20", "ms", "20GB/s", "-1ms", ""])
+def test_an_amount_without_a_unit_of_its_kind_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="one of s, ms, us, ns"):
+        ioat_device.amount("latency", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("error", ("error", 8, 0)),
+        ("error=0@100", ("error", 0, 100)),
+        ("drop-writeback@5", ("drop_writeback", 0, 5)),
+        ("drop_interrupt=1000", ("drop_interrupt", 1000, 0)),
+    ],
+)
+def test_faults_are_written_as_kind_value_and_number(text: str, parts: tuple[str, int, int]) -> None:
+    assert ioat_device.fault(text) == parts
+
+
+@pytest.mark.parametrize("text", ["", "eror", "error@", "error@x", "@3", "latency=3"])
+def test_other_faults_are_refused_with_the_list(text: str) -> None:
+    with pytest.raises(ConfigError, match="reset_hang"):
+        ioat_device.fault(text)
