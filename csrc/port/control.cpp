@@ -87,6 +87,8 @@ void EthVhost::release(const RingSet& rings, const SessionState& state) {
           format("%s queue %u is %s", ring % 2 ? "rx" : "tx", queue, usable ? "enabled" : "disabled"));
     }
   }
+  // A ring that starts is read, and its memory may be gone already.
+  if (memory::times_mended() != mended_seen_.load(std::memory_order_relaxed)) wake_control();
 }
 
 /// Translates the ring's addresses, now that it is about to run and not earlier: the memory table may come later.

@@ -28,6 +28,7 @@ void EthVhost::service() {
     std::atomic_thread_fence(std::memory_order_seq_cst);  // pairs with the one in wake_control()
     for (uint32_t q = 0; q < config_.queues; ++q)
       again |= txqs_[q]->pending_packets() != 0 || txqs_[q]->needs_attention() || rxqs_[q]->needs_attention();
+    again |= memory::times_mended() != mended_seen_.load(std::memory_order_relaxed);
     if (!again || control_awake_.exchange(true, std::memory_order_relaxed)) return;
   }
   loop_->cancel(service_timer_);

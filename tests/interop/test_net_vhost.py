@@ -48,7 +48,7 @@ def echo(socket_path: str, *, size: int, queues: int, server: bool, ring_size: i
             assert time.monotonic() < deadline, [len(packets) for packets in received]
             for queue in range(queues):
                 in_flight = 500 - len(waiting[queue]) - len(received[queue])
-                batch = waiting[queue][: max(0, 32 - in_flight)]  # no more than the packet memory of the other side holds
+                batch = waiting[queue][: max(0, 32 - in_flight)]  # what the other side has room for
                 if batch:
                     del waiting[queue][: guest.send(queue, batch)]
                 received[queue] += guest.recv(queue)

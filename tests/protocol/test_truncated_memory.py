@@ -32,7 +32,7 @@ class TruncatingFrontend(RawFrontend):
         self.negotiate(VERSION_1 | PROTOCOL_FEATURES)
         self._fd = os.memfd_create("guest")
         os.truncate(self._fd, SIZE)
-        self.tell("SET_MEM_TABLE", struct.pack("<IIQQQQ", 1, 0, 0, SIZE, UVA, 0), [self._fd])
+        assert self.acknowledged("SET_MEM_TABLE", struct.pack("<IIQQQQ", 1, 0, 0, SIZE, UVA, 0), [self._fd])
 
     def start_ring(self, index: int) -> None:
         base = UVA + index * 0x10000
@@ -111,7 +111,7 @@ def test_found_by_the_control_thread(
     with traffic(*linked()), vhost_ioat.EthVhost(socket_path) as port:
         with TruncatingFrontend(socket_path) as front:
             front.truncate()
-            front.start_ring(0)  # a ring that starts is read
-            front.start_ring(1)
+            with contextlib.suppress(ConnectionError):
+                front.start_ring(1)  # a ring that starts is read
             assert front.is_dropped()
         assert [event for event in port.events(timeout=5) if event.kind == "peer"]

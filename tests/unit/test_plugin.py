@@ -18,7 +18,7 @@ def ring():
 
 def run(directory, source):
     (directory / "test_it.py").write_text(RING + source)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "vhost_ioat.testing.plugin"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=directory, timeout=60).stdout
 
 
