@@ -16,7 +16,7 @@ cxx_sources := CMakeLists.txt $(shell find csrc -name '*.[ch]pp')
 sources := pyproject.toml $(cxx_sources) $(shell find python -type f -not -name '*.pyc')
 cxx_format := $(shell find csrc tests benchmarks -name '*.[ch]pp')
 
-.PHONY: help build demo test lint format test-cpp test-python asan tsan fuzz bench bench-check interop-full vfio clean
+.PHONY: help build demo test lint format test-cpp test-python asan tsan fuzz defects coverage bench bench-check interop-full vfio clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -33,6 +33,7 @@ lint: $(STAMPS)/package $(STAMPS)/dev ## clang-format, ruff, mypy, stubtest
 	clang-format --dry-run -Werror $(cxx_format)
 	ruff format --check
 	ruff check
+	tools/defects --check
 	mypy
 	cd $(VENV) && python -m mypy.stubtest vhost_ioat._core --allowlist $(CURDIR)/tools/stubtest-allowlist.txt
 
@@ -65,10 +66,25 @@ tsan: $(STAMPS)/venv ## C++ tests under ThreadSanitizer
 
 FUZZ_SECONDS ?= 30
 fuzz: $(STAMPS)/venv ## each libFuzzer target for FUZZ_SECONDS (30), from its seeds; needs clang
-	tools/need clang
+	tools/need clang libclang-rt
 	cmake --preset fuzz
 	cmake --build --preset fuzz
 	tools/fuzz build/fuzz $(FUZZ_SECONDS)
+
+defects: $(STAMPS)/package $(STAMPS)/dev ## each known mistake of tests/defects, put in again, must make its tests fail
+	tools/defects $(DEFECTS)
+
+coverage: $(STAMPS)/package $(STAMPS)/dev ## lines and branches of csrc that the C++, unit and protocol tests reach
+	cmake --preset coverage -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir) -DPython_EXECUTABLE=$(abspath $(PY))
+	cmake --build --preset coverage
+	find build/coverage -name '*.gcda' -delete
+	ctest --preset coverage
+	cmake --install build/coverage --prefix build/coverage/python >/dev/null
+	cp -r python/vhost_ioat build/coverage/python/
+	PYTHONPATH=build/coverage/python $(PY) -m pytest tests/unit tests/protocol $(PYTEST_ARGS)
+	$(VENV)/bin/gcovr --root . --filter csrc/ --exclude-throw-branches --exclude-unreachable-branches \
+	  --gcov-ignore-errors all --html-details build/coverage/index.html --txt build/coverage/coverage.txt build/coverage
+	tail -5 build/coverage/coverage.txt
 
 bench: $(STAMPS)/package $(STAMPS)/dev ## all benchmarks (about half an hour); BENCH="peer engine" runs some
 	tools/need dpdk valgrind

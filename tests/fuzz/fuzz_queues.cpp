@@ -16,7 +16,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   constexpr size_t low_size = 0x3000, high_size = 0x1800;
   constexpr uint64_t low_gpa = 0x1000, high_gpa = low_gpa + low_size;  // adjacent for the guest only
   Input input(data, size);
-  const uint32_t ring_size = 1u << (input.take<uint8_t>() % 8);
+  const uint32_t ring_size = 1u << (input.take<uint8_t>() % 6);
   const virtio::FeatureSet features(input.take<uint64_t>() & virtio::supported_features.mask());
   const uint16_t last_avail = input.take<uint16_t>();
   const uint8_t how = input.take<uint8_t>();
@@ -31,8 +31,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     s.running = true;
     s.enabled = !(how & 1);
     s.at.desc = reinterpret_cast<virtio::Descriptor*>(aligned);
-    s.at.avail = aligned + 0x800;
-    s.at.used = aligned + 0xa00;
+    s.at.avail = aligned + 0x200;
+    s.at.used = aligned + 0x280;
     s.size = ring_size;
     s.last_avail = RingIndex(last_avail);
     s.features = features;

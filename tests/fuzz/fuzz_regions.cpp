@@ -18,7 +18,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const uint64_t gpa = input.take<uint64_t>() >> (op & 0x38), len = input.take<uint32_t>();
     if (op % 4 == 0) {
       // Host addresses are made up; nothing is read through them.
-      const Region region{gpa, len, gpa ^ 0x1000, reinterpret_cast<uint8_t*>(uintptr_t{0x10000} + gpa % 0x100000), nullptr};
+      const Region region{gpa, len, gpa ^ 0x1000, reinterpret_cast<uint8_t*>(uintptr_t{0x10000} + gpa % 0x100000),
+                          nullptr};
       try {
         table = table.with(region);
         model.push_back(region);
