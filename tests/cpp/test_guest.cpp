@@ -267,3 +267,24 @@ TEST_CASE("a guest sleeps until a packet comes") {
   CHECK(poll(&call, 1, 10000) == 1);
   CHECK(pair.receive().count == 1);
 }
+
+TEST_CASE("a guest that sleeps is told of a packet that an engine copied, even if nobody calls the port again") {
+  for (const auto publish : {port::Publish::cpu, port::Publish::dma}) {
+    port::PortConfig config;
+    config.ioats[0] = "sw0";
+    config.publish = publish;
+    Pair pair({}, config);
+    const virtio::Burst burst = virtio::Burst::allocate(*pair.port.arena(), 1, 9000);
+    std::memset(burst.data, 7, 9000);
+    burst.lengths[0] = 9000;
+    burst.headers[0] = {};
+    for (int n = 0; n < 50; ++n) {
+      REQUIRE_FALSE(pair.guest.enable_interrupt(0));
+      REQUIRE(pair.port.tx_burst(0, port::PacketView::of(burst)) == 1);
+      pollfd call{pair.guest.receive_fd(0), POLLIN, 0};
+      REQUIRE(poll(&call, 1, 10000) == 1);
+      REQUIRE(pair.receive().count == 1);
+    }
+    CHECK(pair.port.tx_pending(0) == 0);
+  }
+}
