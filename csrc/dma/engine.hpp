@@ -74,6 +74,7 @@ class DmaEngine {
   virtual std::string why() const = 0;
 
   /// The ladder of stopping, each a step that is called again while it answers `pending`.
+  /// quiesce() and reset() turn to `failed` by themselves after 200 ms; a revoke() may be pending as long as a copy runs.
   /// Once one is `done`, no copy runs or can start, and poll() hands out every outstanding cookie:
   /// up to the last completed ok, the failed one error, the later ones not_attempted.
   virtual Step quiesce() noexcept = 0;  // suspend; running copies finish

@@ -312,6 +312,7 @@ void IoatModel::inject(Fault fault, uint64_t nth, uint64_t value) {
 }
 
 std::optional<uint64_t> IoatModel::due(Fault fault, uint64_t count) noexcept {
+  if (faults_.empty()) [[likely]] return std::nullopt;
   const auto found = std::find_if(faults_.begin(), faults_.end(),
                                   [&](const ArmedFault& f) { return f.fault == fault && f.at == count; });
   if (found == faults_.end()) return std::nullopt;
