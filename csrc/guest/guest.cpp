@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "guest/guest.hpp"
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <atomic>
 #include <deque>
 #include <utility>
 
@@ -23,6 +26,10 @@ constexpr uint64_t wanted_protocol = vhost_user::protocol::mq | vhost_user::prot
 
 // Device status, VIRTIO 1.2, 2.1.
 constexpr uint64_t acknowledge = 1, driver = 2, driver_ok = 4, features_ok = 8;
+
+// A forked child has neither guest memory nor a say in what the parent agreed on. Cheaper to ask than getpid().
+std::atomic<uint32_t> fork_generation{0};
+[[maybe_unused]] const int counts_forks = pthread_atfork(nullptr, nullptr, [] { ++fork_generation; });
 
 void check(const GuestConfig& config) {
   vhost_user::check_socket_path(config.path);
@@ -141,14 +148,22 @@ void Guest::Session::start_ring(uint32_t n, uint32_t size, RingIndex start) {
   queue.kick();  // back ends of the older specification start a ring at its first kick
 }
 
-Guest::Guest(GuestConfig config) : config_(std::move(config)), starts_(2 * config_.queues) {
+Guest::Guest(GuestConfig config)
+    : config_(std::move(config)), generation_(fork_generation), starts_(2 * config_.queues) {
   check(config_);
   if (config_.server) listener_.emplace(config_.path, mode_t{0600});
 }
 
 Guest::~Guest() = default;
 
+/// Throws in a forked child.
+void Guest::check_process() const {
+  if (generation_ != fork_generation.load(std::memory_order_relaxed))
+    throw Error("the guest belongs to the process that made it, and this is a fork of that; make one here");
+}
+
 void Guest::connect(const vhost_user::Patience& patience) {
+  check_process();
   if (session_ && session_->frontend.alive())
     throw Error("the guest is connected already; call disconnect() or close() before connecting again");
   session_.reset();
@@ -159,6 +174,7 @@ void Guest::connect(const vhost_user::Patience& patience) {
 }
 
 void Guest::disconnect() {
+  check_process();
   const auto leaving = std::move(session_);
   if (!leaving) return;
   for (uint32_t n = 0; n < starts_.size(); ++n) starts_[n] = RingIndex(leaving->frontend.get_vring_base(n));
@@ -172,6 +188,7 @@ void Guest::close() noexcept {
 bool Guest::connected() const { return session_ && session_->frontend.alive(); }
 
 Guest::Session& Guest::session() const {
+  check_process();
   if (!session_) throw Disconnected("the guest is not connected; call connect()");
   return *session_;
 }

@@ -39,7 +39,7 @@ struct GuestConfig {
 /// allocates nor waits.
 ///
 /// Errors: Disconnected (not connected, or the back end left), ProtocolError (it broke the protocol or a ring),
-/// ConfigError.
+/// ConfigError, Error (in a forked child, where only close() and the destructor do something).
 class Guest {
  public:
   /// Throws ConfigError. With `server` it listens from here on.
@@ -74,8 +74,10 @@ class Guest {
  private:
   struct Session;
   Session& session() const;
+  void check_process() const;
 
   GuestConfig config_;
+  uint32_t generation_;  // of forks, when it was made
   std::optional<vhost_user::SocketListener> listener_;
   std::vector<RingIndex> starts_;  // of each ring, for the next connection
   std::unique_ptr<Session> session_;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <poll.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <random>
-#include <set>
 #include <thread>
 #include <vector>
 
@@ -287,4 +288,28 @@ TEST_CASE("a guest that sleeps is told of a packet that an engine copied, even i
     }
     CHECK(pair.port.tx_pending(0) == 0);
   }
+}
+
+TEST_CASE("a forked child can neither use the guest nor disturb it") {
+  Pair pair;
+  const pid_t child = fork();
+  if (child == 0) {
+    int refusals = 0;
+    for (const auto& use : {std::function<void()>([&] { pair.send(Bytes(60)); }),
+                            std::function<void()>([&] { pair.guest.receive(0, 1, *pair.arena); }),
+                            std::function<void()>([&] { pair.guest.disconnect(); }),
+                            std::function<void()>([&] { pair.guest.connect(patience); })}) {
+      try {
+        use();
+      } catch (const Error&) {
+        ++refusals;
+      }
+    }
+    pair.guest.close();
+    _exit(refusals);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(WEXITSTATUS(status) == 4);
+  check_round_trip(pair, random_packets(10, {60}));
 }
