@@ -49,7 +49,7 @@ struct Monitor {
   UniqueFd socket;
   uint16_t next_id = 1;
 
-  explicit Monitor(bool hello = true) {
+  explicit Monitor(bool hello = true, const IoatModel::Options& options = {}) : model(options) {
     connect();
     if (hello) REQUIRE(ask(Command::version, bytes(Version{0, 1}, std::array<char, 64>{})).header.error == 0);
   }
@@ -415,6 +415,35 @@ TEST_CASE("whoever comes next finds the card as after power-on, and nothing of t
     REQUIRE(monitor.ask(Command::version, bytes(Version{0, 1})).header.error == 0);
   }
   CHECK(testing::open_fds() == before);
+}
+
+TEST_CASE("a machine may vanish while its card copies and interrupts: its memory is let go first") {
+  Monitor monitor(true, {.mode = IoatModel::Mode::threaded});
+  for (int i = 0; i < 50; ++i) {
+    const Ram ram(1 << 20);
+    const UniqueFd eventfd = make_eventfd();
+    REQUIRE(monitor.map(0x100000, 1 << 20, 0, {ram.fd.get()}) == 0);
+    REQUIRE(monitor.error_of(Command::device_set_irqs, bytes(IrqSet{24, set_trigger | set_eventfd, irq_msix, 0, 1}),
+                             {eventfd.get()}) == 0);
+    spec::Descriptor descriptor{};
+    descriptor.size = 65536;
+    descriptor.control = spec::control::interrupt;
+    descriptor.src = 0x120000;
+    descriptor.dst = 0x160000;
+    descriptor.next = 0x100000;  // itself, as often as the doorbell says
+    std::memcpy(ram.data, &descriptor, sizeof descriptor);
+    while (monitor.model.read8(spec::CHANCMD) != 0) {  // as a driver does: the reset waits for the copy that ran
+    }
+    monitor.write<uint64_t>(0, spec::CHAINADDR, 0x100000);
+    monitor.write<uint16_t>(0, spec::DMACOUNT, 50'000);
+    while (eventfd_clear(eventfd.get()) == 0) {
+    }
+    monitor.socket.reset();
+    REQUIRE_FALSE(monitor.server.serve(1000ms));
+    CHECK(monitor.model.memory().size() == 0);
+    monitor.connect();
+    REQUIRE(monitor.ask(Command::version, bytes(Version{0, 1})).header.error == 0);
+  }
 }
 
 TEST_CASE("function-level reset and RESET stop the channel and keep the memory") {
