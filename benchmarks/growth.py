@@ -13,8 +13,9 @@ import tempfile
 import threading
 import time
 
-import vhost_ioat
 from common import Ratio, Results, program
+
+import vhost_ioat
 from vhost_ioat.guest import Guest
 
 
@@ -25,8 +26,9 @@ def regions(results: Results, slices: int = 11) -> None:
             for count, values in times.items():
                 values.append(float(program("bench_queues", direction, 64, 64, 256, count, 4_000_000)))
         for count, values in times.items():
-            results.add("regions", direction=direction, regions=count, to_one_region=Ratio.of(values, times[1]),
-                        ns=min(values))
+            results.add(
+                "regions", direction=direction, regions=count, to_one_region=Ratio.of(values, times[1]), ns=min(values)
+            )
 
 
 def rings_and_bursts(results: Results, tries: int = 5) -> None:
@@ -36,8 +38,12 @@ def rings_and_bursts(results: Results, tries: int = 5) -> None:
     for ring in (256, 1024, 4096):
         results.add("rings", ring=ring, rx_ns=least("rx", 64, 64, ring), tx_ns=least("tx", 64, 64, ring))
     for burst in (1, 8, 32, 64, 256, 1024):
-        results.add("bursts", burst=burst, rx_ns=least("rx", 64, burst, 1024, 1, 2_000_000),
-                    tx_ns=least("tx", 64, burst, 1024, 1, 2_000_000))
+        results.add(
+            "bursts",
+            burst=burst,
+            rx_ns=least("rx", 64, burst, 1024, 1, 2_000_000),
+            tx_ns=least("tx", 64, burst, 1024, 1, 2_000_000),
+        )
 
 
 def queues(results: Results, slices: int = 9) -> None:
@@ -68,9 +74,11 @@ def idle_ports(results: Results) -> None:
 def latency(results: Results, packets: int = 2000) -> None:
     """From the guest's send to its recv of the same packet, sent back by a Python thread that polls or sleeps."""
     for mode in ("poll", "interrupt"):
-        with tempfile.TemporaryDirectory() as folder, vhost_ioat.EthVhost(f"{folder}/s") as port, Guest(
-            f"{folder}/s"
-        ) as guest:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            vhost_ioat.EthVhost(f"{folder}/s") as port,
+            Guest(f"{folder}/s") as guest,
+        ):
             guest.connect(timeout=5)
             port.wait_link(timeout=5)
             stop = threading.Event()
@@ -95,20 +103,28 @@ def latency(results: Results, packets: int = 2000) -> None:
                 times.append((time.perf_counter() - begin) * 1e6)
             stop.set()
             thread.join()
-            results.add("latency", mode=mode, median_us=round(statistics.median(times), 1),
-                        p999_us=round(statistics.quantiles(times, n=1000)[-1], 1))
+            results.add(
+                "latency",
+                mode=mode,
+                median_us=round(statistics.median(times), 1),
+                p999_us=round(statistics.quantiles(times, n=1000)[-1], 1),
+            )
 
 
 def start_up(results: Results) -> None:
     imports = []
     for _ in range(7):
         code = "import time; t = time.perf_counter(); import vhost_ioat; print(time.perf_counter() - t)"
-        imports.append(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout))
+        imports.append(
+            float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        )
     links = []
     for _ in range(21):
-        with tempfile.TemporaryDirectory() as folder, vhost_ioat.EthVhost(f"{folder}/s") as port, Guest(
-            f"{folder}/s"
-        ) as guest:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            vhost_ioat.EthVhost(f"{folder}/s") as port,
+            Guest(f"{folder}/s") as guest,
+        ):
             begin = time.perf_counter()
             guest.connect(timeout=5)
             port.wait_link(timeout=5)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A Python loop against DPDK's net_vhost: the same front end and load, the same cores, alternating slices.
 
-Pair A is testpmd on net_vhost (forward mode io), pair B a Python loop `port.tx_burst(0, port.rx_burst(0, 64))`. Each has a
-testpmd on virtio-user of its own, which sends back what it gets, as front end and load. Front ends share core 0, back ends
-core 1.
+Pair A is testpmd on net_vhost (forward mode io), pair B a Python loop `port.tx_burst(0, port.rx_burst(0, 64))`. Each
+has a testpmd on virtio-user of its own, which sends back what it gets, as front end and load. Front ends share core 0,
+back ends core 1.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from common import Ratio, Results
+
+import vhost_ioat
 from interop.testpmd import Testpmd, net_vhost, virtio_user
 
 IMIX = "imix"
@@ -30,8 +32,6 @@ CHANGES: tuple[dict[str, Any], ...] = ({"ring": 1024}, {"mrg_rxbuf": 0}, {"in_or
 
 def python_loop(path: str, queues: int) -> None:
     """What a user writes. Runs until it is killed."""
-    import vhost_ioat
-
     os.sched_setaffinity(0, {1 % (os.cpu_count() or 1)})
     with vhost_ioat.EthVhost(path, queues=queues) as port:
         print("ready", flush=True)
@@ -47,7 +47,9 @@ def python_loop(path: str, queues: int) -> None:
 class Pair:
     """A back end and its front end; `rate()` runs them for one slice."""
 
-    def __init__(self, stack: ExitStack, path: str, *, ours: bool, size: int | str, queues: int, ring: int, **card: int) -> None:
+    def __init__(
+        self, stack: ExitStack, path: str, *, ours: bool, size: int | str, queues: int, ring: int, **card: int
+    ) -> None:
         self._front: Testpmd
         self.pids: list[int] = []
         extra = [f"--rxq={queues}", f"--txq={queues}"] if queues > 1 else []
@@ -120,17 +122,26 @@ def compare(results: Results, slices: int, seconds: float, **setting: Any) -> No
         for _ in range(slices):
             a.append(theirs.rate(seconds))
             b.append(ours.rate(seconds))
-    results.add("peer", **setting, ratio=Ratio.of(b, a), net_vhost_mpps=round(sum(a) / len(a) / 1e6, 3),
-                ours_mpps=round(sum(b) / len(b) / 1e6, 3))
+    results.add(
+        "peer",
+        **setting,
+        ratio=Ratio.of(b, a),
+        net_vhost_mpps=round(sum(a) / len(a) / 1e6, 3),
+        ours_mpps=round(sum(b) / len(b) / 1e6, 3),
+    )
 
 
 def run(results: Results, slices: int = 20, seconds: float = 1.0, *, full: bool = False) -> None:
     base: dict[str, Any] = {"queues": 1, "ring": 256, "mrg_rxbuf": 1, "in_order": 1}
     for size in SIZES:
         compare(results, slices, seconds, size=size, **base)
-    changes = CHANGES if not full else tuple(
-        dict(zip(("ring", "mrg_rxbuf", "in_order", "queues"), values, strict=True))
-        for values in itertools.product((256, 1024), (1, 0), (1, 0), (1, 2))
+    changes = (
+        CHANGES
+        if not full
+        else tuple(
+            dict(zip(("ring", "mrg_rxbuf", "in_order", "queues"), values, strict=True))
+            for values in itertools.product((256, 1024), (1, 0), (1, 0), (1, 2))
+        )
     )
     for change, size in itertools.product(changes, (64, 1518)):
         compare(results, slices, seconds, size=size, **{**base, **change})
@@ -148,6 +159,15 @@ if __name__ == "__main__":
     if options.loop:
         python_loop(options.loop, options.queues)
     elif options.size:
-        compare(Results(), options.slices, options.seconds, size=options.size, queues=options.queues, ring=256, mrg_rxbuf=1, in_order=1)
+        compare(
+            Results(),
+            options.slices,
+            options.seconds,
+            size=options.size,
+            queues=options.queues,
+            ring=256,
+            mrg_rxbuf=1,
+            in_order=1,
+        )
     else:
         run(Results(), options.slices, options.seconds, full=options.full)

@@ -21,11 +21,20 @@ def draw(rows: dict[str, Rows]) -> None:
 
 
 def _peer(rows: Rows) -> None:
-    names = [f"{row['size']} B" + "".join(f" {k}={row[k]}" for k, usual in
-             (("ring", 256), ("mrg_rxbuf", 1), ("in_order", 1), ("queues", 1)) if row[k] != usual) for row in rows]
+    names = [
+        f"{row['size']} B"
+        + "".join(
+            f" {k}={row[k]}"
+            for k, usual in (("ring", 256), ("mrg_rxbuf", 1), ("in_order", 1), ("queues", 1))
+            if row[k] != usual
+        )
+        for row in rows
+    ]
     medians = [row["ratio"]["median"] for row in rows]
-    errors = [[m - row["ratio"]["low"] for m, row in zip(medians, rows, strict=True)],
-              [row["ratio"]["high"] - m for m, row in zip(medians, rows, strict=True)]]
+    errors = [
+        [m - row["ratio"]["low"] for m, row in zip(medians, rows, strict=True)],
+        [row["ratio"]["high"] - m for m, row in zip(medians, rows, strict=True)],
+    ]
     figure, axes = plt.subplots(figsize=(8, 0.35 * len(rows) + 1))
     axes.barh(names, medians, xerr=errors, color="tab:blue", ecolor="black", capsize=2)
     axes.axvline(1, color="gray", linestyle="--")

@@ -11,8 +11,9 @@ import tempfile
 import time
 from multiprocessing.synchronize import Event as EventType
 
-import vhost_ioat
 from common import Ratio, Results
+
+import vhost_ioat
 from vhost_ioat.guest import Guest
 
 
@@ -54,8 +55,12 @@ def run(results: Results, slices: int = 20, seconds: float = 0.5) -> None:
                 for _ in range(slices):
                     python.append(python_rate(port, burst, seconds))
                     native.append(native_rate(port, burst, seconds))
-                results.add("python cost", burst=burst, python_to_native=Ratio.of(python, native),
-                            python_mpps=round(max(python) / 1e6, 2))
+                results.add(
+                    "python cost",
+                    burst=burst,
+                    python_to_native=Ratio.of(python, native),
+                    python_mpps=round(max(python) / 1e6, 2),
+                )
         finally:
             stop.set()
             guest.join()

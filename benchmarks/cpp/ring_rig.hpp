@@ -21,8 +21,9 @@ class RingRig {
   RingRig(uint32_t ring_size, uint32_t buffer_len, bool writable, uint32_t regions = 1, uint64_t spread = 0,
           virtio::FeatureSet features = virtio::supported_features)
       : size_(ring_size), features_(features) {
-    const uint64_t ring_bytes = (virtio::desc_bytes(size_) + virtio::avail_bytes(size_, true) + 64 +
-                                 virtio::used_bytes(size_, true) + 8191) & ~uint64_t{4095};
+    const uint64_t ring_bytes =
+        (virtio::desc_bytes(size_) + virtio::avail_bytes(size_, true) + 64 + virtio::used_bytes(size_, true) + 8191) &
+        ~uint64_t{4095};
     const uint64_t stride = std::max<uint64_t>(spread / size_, (buffer_len + 63) & ~63u) & ~uint64_t{63};
     const uint64_t total = (ring_bytes + stride * size_ + 4095) & ~uint64_t{4095};
     memory_ = memory::GuestMapping::memfd(total);
@@ -39,8 +40,8 @@ class RingRig {
     at_.avail = base + virtio::desc_bytes(size_);
     at_.used = base + ((virtio::desc_bytes(size_) + virtio::avail_bytes(size_, true) + 63) & ~uint64_t{63});
     for (uint32_t i = 0; i < size_; ++i) {
-      at_.desc[i] = {0x100000000 + ring_bytes + stride * i, buffer_len,
-                     writable ? virtio::DESC_F_WRITE : uint16_t{0}, 0};
+      at_.desc[i] = {0x100000000 + ring_bytes + stride * i, buffer_len, writable ? virtio::DESC_F_WRITE : uint16_t{0},
+                     0};
       const auto head = static_cast<uint16_t>(i);
       std::memcpy(at_.avail + 4 + 2 * size_t{i}, &head, sizeof head);
     }

@@ -9,9 +9,9 @@ namespace vhost_ioat {
 
 /// The control thread of the process: one epoll loop for all sockets, timers and posted calls.
 ///
-/// It starts with the first user and ends with the last (the shared_ptr from EventLoop::get()). Callbacks run on it, one
-/// at a time, and never wait. Except for post() and run(), the methods are called on the loop's own thread.
-/// After fork() the child has no control thread; forked() is true there and every call does nothing.
+/// It starts with the first user and ends with the last (the shared_ptr from EventLoop::get()). Callbacks run on it,
+/// one at a time, and never wait. Except for post() and run(), the methods are called on the loop's own thread. After
+/// fork() the child has no control thread; forked() is true there and every call does nothing.
 class EventLoop {
  public:
   using Clock = std::chrono::steady_clock;

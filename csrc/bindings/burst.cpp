@@ -101,8 +101,8 @@ Py_ssize_t checked_index(PyBurst* self, Py_ssize_t i) {
   if (index < 0 || index >= Py_ssize_t{self->count})
     throw py::index_error(format("packet %zd, but the burst has %u", i, self->count));
   if (self->length(index) > self->stride)
-    throw py::value_error(format("packet %zd: length %u is above the burst's stride of %u", i, self->length(index),
-                                 self->stride));
+    throw py::value_error(
+        format("packet %zd: length %u is above the burst's stride of %u", i, self->length(index), self->stride));
   return index;
 }
 
@@ -158,7 +158,8 @@ py::array_t<int64_t> mask_to_indices(PyBurst* self, PyObject* key) {
   py::array mask = py::array::ensure(py::reinterpret_borrow<py::object>(key));
   if (!mask) {
     PyErr_Clear();
-    throw py::type_error("a Burst is indexed by an integer, a slice, or a one-dimensional mask of booleans or integers");
+    throw py::type_error(
+        "a Burst is indexed by an integer, a slice, or a one-dimensional mask of booleans or integers");
   }
   if (mask.ndim() != 1) throw py::index_error("a mask of a Burst has one dimension");
   if (mask.dtype().kind() == 'b') {
@@ -217,7 +218,8 @@ PyObject* burst_data(PyObject* object, void*) {
   return guarded([&] {
     PyBurst* self = of(object);
     if (self->rows) {
-      PyErr_SetString(PyExc_BufferError, "the packets of a masked burst are not one array; gather() copies them to one");
+      PyErr_SetString(PyExc_BufferError,
+                      "the packets of a masked burst are not one array; gather() copies them to one");
       throw py::error_already_set();
     }
     return py::array(py::dtype::of<uint8_t>(), {py::ssize_t{self->count}, py::ssize_t{self->stride}},
@@ -285,7 +287,8 @@ PyMethodDef burst_methods[] = {
     {"from_packets", burst_from_packets, METH_O | METH_STATIC,
      "from_packets(packets)\n--\n\n"
      "Copy a sequence of bytes-like packets into a new Burst; net_hdr is all zero.\n\n"
-     "Raises TypeError when an item is not bytes-like, MemoryError when the arena of such bursts (64 MiB) is exhausted."},
+     "Raises TypeError when an item is not bytes-like, MemoryError when the arena of such bursts (64 MiB) is "
+     "exhausted."},
     {"tobytes", burst_tobytes, METH_O, "tobytes($self, index, /)\n--\n\nCopy packet `index` out, without padding."},
     {"gather", burst_gather, METH_NOARGS,
      "gather($self, /)\n--\n\nCopy all packets into a new Burst whose `.data` is one array, whatever this one is."},
@@ -300,7 +303,8 @@ PyGetSetDef burst_properties[] = {
     {"lengths", burst_lengths, nullptr,
      "uint32 array (n,): bytes of each packet; writable, for packets that grow or shrink within the stride.", nullptr},
     {"net_hdr", burst_net_hdr, nullptr,
-     "Structured array (n,): flags, gso_type, hdr_len, gso_size, csum_start, csum_offset (VIRTIO 1.2, 5.1.6); writable.",
+     "Structured array (n,): flags, gso_type, hdr_len, gso_size, csum_start, csum_offset (VIRTIO 1.2, 5.1.6); "
+     "writable.",
      nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
@@ -323,8 +327,8 @@ PyType_Slot burst_slots[] = {
     {0, nullptr},
 };
 
-PyType_Spec burst_spec = {
-    "vhost_ioat.Burst", sizeof(PyBurst), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, burst_slots};
+PyType_Spec burst_spec = {"vhost_ioat.Burst", sizeof(PyBurst), 0,
+                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, burst_slots};
 
 }  // namespace
 

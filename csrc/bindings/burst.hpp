@@ -9,11 +9,10 @@ namespace vhost_ioat::bindings {
 
 /// `Burst` in Python: a C-API type, since making one is all the work of Python that rx_burst does.
 ///
-/// Entries are lengths[step * i], headers[step * i] and the rows they name (port::PacketView). A slice shares the arrays
-/// of its parent, a masked burst has its own; both keep the packets alive through `block`.
+/// Entries are lengths[step * i], headers[step * i] and the rows they name (port::PacketView). A slice shares the
+/// arrays of its parent, a masked burst has its own; both keep the packets alive through `block`.
 struct PyBurst {
-  PyObject_HEAD
-  memory::Block block;
+  PyObject_HEAD memory::Block block;
   uint8_t* data;
   uint32_t stride;
   uint32_t count;

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "base/error.hpp"
-
 #include <algorithm>
 #include <chrono>
 #include <new>
 #include <system_error>
 
+#include "base/error.hpp"
 #include "bindings/bindings.hpp"
 
 namespace vhost_ioat::bindings {

@@ -147,7 +147,7 @@ py::dict stats_dict(const EthVhost& port) {
   d["ierrors"] = s.ierrors;
   d["oerrors"] = s.oerrors;
   d["rx_nombuf"] = s.rx_nombuf;
-  auto per_queue = [&](uint64_t EthVhost::Stats::Queue::*field) {
+  auto per_queue = [&](uint64_t EthVhost::Stats::Queue::* field) {
     py::tuple values(s.queues.size());
     for (size_t q = 0; q < s.queues.size(); ++q) values[q] = s.queues[q].*field;
     return values;
@@ -198,7 +198,8 @@ py::list take_events(EthVhost& port, double timeout) {
   }
   py::list out;
   for (const auto& e : events)
-    out.append(py::make_tuple(e.kind, e.queue < 0 ? py::none() : py::object(py::int_(e.queue)), e.rx, e.enabled, e.text));
+    out.append(
+        py::make_tuple(e.kind, e.queue < 0 ? py::none() : py::object(py::int_(e.queue)), e.rx, e.enabled, e.text));
   return out;
 }
 
@@ -217,7 +218,8 @@ bool tx_drain(EthVhost& port, long long queue_id, const py::object& timeout) {
 
 bool wait_link(EthVhost& port, bool up, const py::object& timeout) {
   return wait_in_slices(timeout, [&](double slice) {
-    const auto duration = std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(slice));
+    const auto duration =
+        std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(slice));
     return port.wait_link(up, std::chrono::steady_clock::now() + duration);
   });
 }
@@ -229,10 +231,10 @@ void register_port(py::module_& m) {
   py::class_<EthVhost, std::shared_ptr<EthVhost>> port(m, "Port", py::release_gil_before_calling_cpp_dtor(),
                                                        "The native part of EthVhost.");
   port.def(py::init([](const py::kwargs& options) {
-             port::PortConfig config = config_from(options);
-             py::gil_scoped_release unlocked;
-             return std::make_shared<EthVhost>(std::move(config));
-           }))
+        port::PortConfig config = config_from(options);
+        py::gil_scoped_release unlocked;
+        return std::make_shared<EthVhost>(std::move(config));
+      }))
       .def("start", &EthVhost::start, release())
       .def("stop", &EthVhost::stop, release())
       .def("close", &EthVhost::close, release())
@@ -248,12 +250,14 @@ void register_port(py::module_& m) {
       .def("tx_drain", &tx_drain, py::arg("queue_id"), py::arg("timeout") = py::none(),
            "Wait until nothing is pending on the queue: True, or False after `timeout` seconds. Releases the GIL.")
       .def("wait_link", &wait_link, py::arg("up") = true, py::arg("timeout") = py::none())
-      .def("fileno", [](EthVhost& self) { return self.reports().fileno(); },
-           "An fd that is readable while events() has something.")
+      .def(
+          "fileno", [](EthVhost& self) { return self.reports().fileno(); },
+          "An fd that is readable while events() has something.")
       .def(
           "rx_fileno", [](EthVhost& self, long long q) { return self.rx_fileno(checked_queue(self, q)); },
           py::arg("queue_id"),
-          "A pollable fd that becomes readable when the guest kicks rx queue `queue_id` after rx_intr_enable(); it stays\n"
+          "A pollable fd that becomes readable when the guest kicks rx queue `queue_id` after rx_intr_enable(); it "
+          "stays\n"
           "the same over reconnects and belongs to the port.")
       .def(
           "rx_intr_enable", [](EthVhost& self, long long q) { return self.rx_intr_enable(checked_queue(self, q)); },
@@ -274,8 +278,8 @@ void register_port(py::module_& m) {
           },
           "Extended statistics by name, as net_vhost names them, and those of the DMA engine.")
       .def(
-          "engine_model",
-          [](EthVhost& self, long long q) { return self.engine_model(checked_queue(self, q)); }, py::arg("queue_id"),
+          "engine_model", [](EthVhost& self, long long q) { return self.engine_model(checked_queue(self, q)); },
+          py::arg("queue_id"),
           "The IoatModel behind the software engine of tx queue `queue_id`, to inject faults or to step it (sw_mode=\n"
           "\"stepped\"); None when the queue has a hardware engine or none.")
       .def("_stats", &stats_dict)
@@ -300,8 +304,9 @@ void register_port(py::module_& m) {
       [](EthVhost& a, EthVhost& b, const std::string& mode, const py::object& seconds, uint32_t burst) {
         port::Forwarder forwarder(a, b, port::forward_mode(mode), burst);
         wait_in_slices(seconds, [&](double slice) {
-          forwarder.run(std::chrono::steady_clock::now() +
-                        std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(slice)));
+          forwarder.run(
+              std::chrono::steady_clock::now() +
+              std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(slice)));
           return false;
         });
       },

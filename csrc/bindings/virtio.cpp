@@ -62,7 +62,8 @@ class GuestMemory {
   }
   py::array view(const py::object& self, uint64_t gpa, uint64_t n, bool writable) const {
     // The base is the GuestMemory: the mapping lives as long as any view.
-    py::array array(py::dtype::of<uint8_t>(), {static_cast<py::ssize_t>(n)}, {py::ssize_t{1}}, at(gpa, n, "view"), self);
+    py::array array(py::dtype::of<uint8_t>(), {static_cast<py::ssize_t>(n)}, {py::ssize_t{1}}, at(gpa, n, "view"),
+                    self);
     if (!writable) array.attr("setflags")(py::arg("write") = false);
     return array;
   }
@@ -184,11 +185,11 @@ class PyDriverRing {
 void register_virtio(py::module_& parent) {
   py::module_ m = parent.def_submodule("virtio", "The split virtqueue by itself (VIRTIO 1.2, 2.7).");
 
-  py::class_<GuestMemory, std::shared_ptr<GuestMemory>>(
-      m, "GuestMemory",
-      "Guest memory of regions [(gpa, size), ...], zeroed.\n\n"
-      "Raises ConfigError when regions are empty, overlap or wrap, or are more than 509. The memory lives as long as the\n"
-      "object, a ring in it, or a view of it.")
+  py::class_<GuestMemory, std::shared_ptr<GuestMemory>>(m, "GuestMemory",
+                                                        "Guest memory of regions [(gpa, size), ...], zeroed.\n\n"
+                                                        "Raises ConfigError when regions are empty, overlap or wrap, "
+                                                        "or are more than 509. The memory lives as long as the\n"
+                                                        "object, a ring in it, or a view of it.")
       .def(py::init<const Extents&>(), py::arg("regions"))
       .def(
           "view",
@@ -211,20 +212,24 @@ void register_virtio(py::module_& parent) {
       m, "SplitRing",
       "Device side of a split virtqueue in `mem`; ring addresses are guest-physical.\n\n"
       "size is a power of two, 1 to 32768; features is a mask of virtio feature bits (INDIRECT_DESC and EVENT_IDX\n"
-      "matter); the used index goes on from what the ring holds. One thread at a time. Raises ConfigError, or GuestError\n"
+      "matter); the used index goes on from what the ring holds. One thread at a time. Raises ConfigError, or "
+      "GuestError\n"
       "when the ring does not lie in guest memory.")
       .def(py::init<std::shared_ptr<GuestMemory>, uint32_t, uint64_t, uint64_t, uint64_t, uint64_t, uint16_t>(),
            py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"), py::arg("used"), py::kw_only(),
            py::arg("features") = 0, py::arg("last_avail") = 0)
       .def("pop", &DeviceRing::pop,
            "Take the next available chain, or None.\n\n"
-           "Every rule of VIRTIO 1.2, 2.7 is checked: GuestError when one is broken, and from then on, as `broken` says.")
+           "Every rule of VIRTIO 1.2, 2.7 is checked: GuestError when one is broken, and from then on, as `broken` "
+           "says.")
       .def("push_used", &DeviceRing::push_used, py::arg("head"), py::arg("n"),
            "Write a used element: chain `head`, `n` bytes written. publish() shows it. (2.7.8)")
-      .def("publish", &DeviceRing::publish, "Show the driver what was pushed; returns how many elements. A release store.")
+      .def("publish", &DeviceRing::publish,
+           "Show the driver what was pushed; returns how many elements. A release store.")
       .def("should_notify", &DeviceRing::should_notify,
            "Whether the driver wants to be told of what was published since the last question. (2.7.7.2)")
-      .def_property_readonly("broken", &DeviceRing::broken, "Why the ring is broken, in a sentence; None when it is not.");
+      .def_property_readonly("broken", &DeviceRing::broken,
+                             "Why the ring is broken, in a sentence; None when it is not.");
 
   py::class_<PyDriverRing>(
       m, "DriverRing",
@@ -236,7 +241,8 @@ void register_virtio(py::module_& parent) {
            py::arg("features") = 0, py::arg("start") = 0)
       .def("add", &PyDriverRing::add, py::arg("readable"), py::arg("writable"), py::kw_only(),
            py::arg("indirect") = false,
-           "Put a chain of [(gpa, len), ...] into the ring; its head, or None when there is no room. publish() shows it.")
+           "Put a chain of [(gpa, len), ...] into the ring; its head, or None when there is no room. publish() shows "
+           "it.")
       .def("publish", &PyDriverRing::publish, "Show the device what was added; True when it wants a kick. (2.7.13)")
       .def("take_used", &PyDriverRing::take_used,
            "Take back the next chain the device is done with: (head, bytes written), or None.\n\n"

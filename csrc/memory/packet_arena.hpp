@@ -43,7 +43,8 @@ class PacketArena {
   static constexpr size_t min_block = 4096;
 
   /// `size` is rounded up to a power of two of at least 1 MiB. Throws std::bad_alloc / std::system_error.
-  /// Lives while the returned pointer or any Block lives. A forked child has a copy, so that bursts stay readable there.
+  /// Lives while the returned pointer or any Block lives. A forked child has a copy, so that bursts stay readable
+  /// there.
   static std::shared_ptr<PacketArena> create(size_t size);
 
   /// An empty Block when the arena is exhausted.

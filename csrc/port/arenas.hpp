@@ -8,8 +8,8 @@
 
 namespace vhost_ioat::port {
 
-/// The packet arenas of this process: a burst received on one port may be sent on any other, so every engine has to know
-/// every arena. Any thread.
+/// The packet arenas of this process: a burst received on one port may be sent on any other, so every engine has to
+/// know every arena. Any thread.
 void register_arena(std::shared_ptr<memory::PacketArena> arena);
 void unregister_arena(const std::shared_ptr<memory::PacketArena>& arena);
 /// Those registered now; `generation` changes whenever one is added.

@@ -112,8 +112,8 @@ RingSetup EthVhost::ring_setup(uint32_t ring, const SessionState& state, const V
   }
   setup.running = true;
   setup.size = vring.size;
-  // Not SET_VRING_BASE: after a back end that was killed the front end may not know how far it came (virtio-user says 0).
-  // Rings are used in order and are drained before they are held, so nothing is in flight between the two indices.
+  // Not SET_VRING_BASE: after a back end that was killed the front end may not know how far it came (virtio-user says
+  // 0). Rings are used in order and are drained before they are held, so nothing is in flight between the two indices.
   setup.last_avail = RingIndex(virtio::load_relaxed<uint16_t>(setup.at.used + 2));
   setup.features = state.features;
   setup.memory = state.memory;

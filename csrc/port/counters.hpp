@@ -24,8 +24,8 @@ class Counter {
 
 /// What one packet is counted as, named as net_vhost names it in its extended statistics.
 constexpr std::array<const char*, 8> size_bucket_names = {
-    "undersize_packets",     "size_64_packets",       "size_65_127_packets",    "size_128_255_packets",
-    "size_256_511_packets",  "size_512_1023_packets", "size_1024_1518_packets", "size_1519_max_packets"};
+    "undersize_packets",    "size_64_packets",       "size_65_127_packets",    "size_128_255_packets",
+    "size_256_511_packets", "size_512_1023_packets", "size_1024_1518_packets", "size_1519_max_packets"};
 constexpr uint32_t size_bucket(uint32_t len) {
   if (len <= 64) return len == 64;
   if (len > 1518) return 7;
@@ -39,9 +39,9 @@ struct QueueCounters {
   Counter packets, bytes;
   Counter multicast, broadcast;
   std::array<Counter, 8> sizes;
-  Counter errors;       // malformed or unsendable packets: taken, dropped
-  Counter missed;       // rx: dropped from a started but disabled ring
-  Counter nombuf;       // rx: the packet arena was exhausted
+  Counter errors;  // malformed or unsendable packets: taken, dropped
+  Counter missed;  // rx: dropped from a started but disabled ring
+  Counter nombuf;  // rx: the packet arena was exhausted
   Counter notifications, notifications_suppressed, notification_errors;
 };
 
@@ -56,7 +56,8 @@ struct Tally {
     ++packets;
     bytes += len;
     ++sizes[size_bucket(len)];
-    if (packet[0] & 1) [[unlikely]] classify(packet, len);
+    if (packet[0] & 1) [[unlikely]]
+      classify(packet, len);
   }
   void add_classes_to(QueueCounters& counters) const noexcept {
     for (size_t i = 0; i < sizes.size(); ++i)

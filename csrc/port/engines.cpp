@@ -97,7 +97,8 @@ std::unique_ptr<dma::DmaEngine> EthVhost::make_engine(uint32_t queue, const std:
   };
   if (is_software(name)) return software(name);
   if (!Claims::take(name))
-    throw ConfigError(format("ioats: %s already serves a queue in this process; one engine serves one queue", name.c_str()));
+    throw ConfigError(
+        format("ioats: %s already serves a queue in this process; one engine serves one queue", name.c_str()));
   std::string why;
   try {
     return dma::make_hardware_engine(name);

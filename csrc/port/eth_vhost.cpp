@@ -123,7 +123,8 @@ class Visit {
 }  // namespace
 
 virtio::Burst EthVhost::rx_burst(uint32_t queue, uint32_t n) {
-  if (closed_.load(std::memory_order_relaxed) || loop_->forked()) [[unlikely]] check_usable();
+  if (closed_.load(std::memory_order_relaxed) || loop_->forked()) [[unlikely]]
+    check_usable();
   RxQueue& rxq = *rxqs_[queue];
   Visit visit(rxq.owner());
   if (!visit.inside()) return {};
@@ -133,7 +134,8 @@ virtio::Burst EthVhost::rx_burst(uint32_t queue, uint32_t n) {
 }
 
 uint32_t EthVhost::tx_burst(uint32_t queue, const PacketView& packets) {
-  if (closed_.load(std::memory_order_relaxed) || loop_->forked()) [[unlikely]] check_usable();
+  if (closed_.load(std::memory_order_relaxed) || loop_->forked()) [[unlikely]]
+    check_usable();
   TxQueue& txq = *txqs_[queue];
   Visit visit(txq.owner());
   if (!visit.inside()) return 0;
@@ -156,7 +158,8 @@ uint32_t EthVhost::tx_done_cleanup(uint32_t queue) {
 /// Tells the control thread when there is something for it to finish, report or mend.
 template <typename Queue>
 inline void EthVhost::after_burst(Queue& queue, bool attention) noexcept {
-  if (attention) [[unlikely]] queue.ask_for_attention();
+  if (attention) [[unlikely]]
+    queue.ask_for_attention();
   if (attention || !queue.idle() || memory::times_mended() != mended_seen_.load(std::memory_order_relaxed))
     wake_control();
 }

@@ -40,8 +40,8 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   bool closed() const { return closed_.load(std::memory_order_relaxed); }
   bool forked() const { return loop_->forked(); }
 
-  // ---- data path: one caller per queue and direction. Throw Error for a second caller or a closed port, before anything
-  // happens; queue < queues().
+  // ---- data path: one caller per queue and direction. Throw Error for a second caller or a closed port, before
+  // anything happens; queue < queues().
   virtio::Burst rx_burst(uint32_t queue, uint32_t n);
   uint32_t tx_burst(uint32_t queue, const PacketView& packets);
   uint32_t tx_done_cleanup(uint32_t queue);
@@ -175,9 +175,9 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   vhost_user::RingSet holding_;  // asked for by hold(), not released yet
   bool hold_pending_ = false;
   EventLoop::TimerId hold_timer_ = 0, service_timer_ = 0;
-  std::vector<uint16_t> bases_;      // next avail index of rings that do not run
-  std::vector<bool> ring_usable_;    // running and enabled, as last told in an event
-  std::vector<uint8_t> rarp_;        // frame to come first on rx queue 0
+  std::vector<uint16_t> bases_;                        // next avail index of rings that do not run
+  std::vector<bool> ring_usable_;                      // running and enabled, as last told in an event
+  std::vector<uint8_t> rarp_;                          // frame to come first on rx queue 0
   std::shared_ptr<const memory::RegionTable> memory_;  // the session's
 
   UniqueFd wake_fd_ = make_eventfd();

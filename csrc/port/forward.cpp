@@ -22,7 +22,8 @@ uint16_t big_endian(const uint8_t* p) { return static_cast<uint16_t>(p[0] << 8 |
 
 void swap_bytes(uint8_t* a, uint8_t* b, size_t n) { std::swap_ranges(a, a + n, b); }
 
-/// Turns an ARP request or an ICMP echo request into its answer; false for anything else. Every address is answered for.
+/// Turns an ARP request or an ICMP echo request into its answer; false for anything else. Every address is answered
+/// for.
 bool answer(uint8_t* p, uint32_t len) {
   if (len < eth_header + arp_size) return false;
   uint8_t* body = p + eth_header;
@@ -115,7 +116,8 @@ Burst Forwarder::generated() const {
     packets.lengths[i] = 64;
     packets.headers[i] = {};
     const uint8_t macs[] = {0x56, 0x48, 0x4f, 0x53, 0x54, 0x02, 0x56, 0x48, 0x4f, 0x53, 0x54, 0x01, 0x08, 0x00};
-    const uint8_t ip[] = {0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0, 198, 18, 0, 1, 198, 18, 0, 2, 0, 9, 0, 9, 0, 30, 0, 0};
+    const uint8_t ip[] = {0x45, 0, 0,   50, 0, 0, 0, 0, 64, 17, 0, 0,  198, 18,
+                          0,    1, 198, 18, 0, 2, 0, 9, 0,  9,  0, 30, 0,   0};
     std::memcpy(p, macs, sizeof macs);
     std::memcpy(p + eth_header, ip, sizeof ip);
     const uint16_t sum = virtio::internet_checksum(p + eth_header, ip_header);

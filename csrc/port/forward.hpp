@@ -11,8 +11,8 @@ namespace vhost_ioat::port {
 enum class ForwardMode : uint8_t { io, macswap, icmpecho, rxonly, txonly };
 ForwardMode forward_mode(const std::string& name);  // throws ConfigError
 
-/// Moves packets between two ports (or one and itself), both ways and on all queues. What a destination does not take is
-/// dropped, as testpmd does.
+/// Moves packets between two ports (or one and itself), both ways and on all queues. What a destination does not take
+/// is dropped, as testpmd does.
 class Forwarder {
  public:
   static constexpr uint32_t max_burst = 1024;

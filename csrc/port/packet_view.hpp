@@ -11,10 +11,10 @@ namespace vhost_ioat::port {
 /// Packets to send: entries of a burst, all of them or every k-th. Entry j has its length and header at j and its bytes
 /// in row j, or in row rows[j] when rows were chosen. It owns nothing.
 struct PacketView {
-  const uint8_t* data = nullptr;   // row 0
-  uint32_t stride = 0;             // bytes from row to row
-  uint32_t count = 0;              // packets
-  ptrdiff_t step = 1;              // entries from packet to packet
+  const uint8_t* data = nullptr;  // row 0
+  uint32_t stride = 0;            // bytes from row to row
+  uint32_t count = 0;             // packets
+  ptrdiff_t step = 1;             // entries from packet to packet
   const uint32_t* rows = nullptr;
   const uint32_t* lengths = nullptr;
   const virtio::NetHeader* headers = nullptr;

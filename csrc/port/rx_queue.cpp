@@ -146,7 +146,8 @@ bool RxQueue::read_chain(uint32_t k) noexcept {
   packet.len = bytes > header_size_ ? static_cast<uint32_t>(bytes - header_size_) : 0;
   // A chain that holds no byte of a packet, or too many, is consumed and counted, and the queue goes on.
   packet.shape = scratch_full || too_long || packet.len == 0 ? Shape::malformed : Shape::pieces;
-  extents_[k] = {first_piece, piece_count_ - first_piece, virtio::load_once_u64(header), virtio::load_once_u16(header + 8)};
+  extents_[k] = {first_piece, piece_count_ - first_piece, virtio::load_once_u64(header),
+                 virtio::load_once_u16(header + 8)};
   return true;
 }
 
@@ -172,8 +173,8 @@ void RxQueue::fill(Burst& burst, uint32_t taken) noexcept {
     const uint32_t len = packet.len;
     if (packet.shape == Shape::simple) [[likely]] {
       const uint64_t word = virtio::load_once_u64(packet.host);
-      if ((word & 0xffff) != 0 &&
-          !accept_header(headers[row], word, virtio::load_once_u16(packet.host + 8), len)) [[unlikely]] {
+      if ((word & 0xffff) != 0 && !accept_header(headers[row], word, virtio::load_once_u16(packet.host + 8), len))
+          [[unlikely]] {
         ++malformed;
         continue;
       }

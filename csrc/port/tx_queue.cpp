@@ -102,7 +102,8 @@ uint32_t TxQueue::enqueue_simple(const PacketView& view, uint32_t i, Tally& tall
     const uint32_t len = view.length(i);
     const NetHeader& header = view.header(i);
     const uint16_t head = ring.head(i - first);
-    if (len - 1 >= virtio::max_packet || len > view.stride || (header.flags | header.gso_type) != 0 || head >= ring.size)
+    if (len - 1 >= virtio::max_packet || len > view.stride || (header.flags | header.gso_type) != 0 ||
+        head >= ring.size)
       break;
     const virtio::SplitRing::Entry d = ring.descriptor(head);
     constexpr uint16_t special = virtio::DESC_F_NEXT | virtio::DESC_F_WRITE | virtio::DESC_F_INDIRECT;
@@ -278,8 +279,7 @@ inline bool TxQueue::may_offload(const PacketView& view) noexcept {
 bool TxQueue::hand_to_engine(std::span<const dma::Copy> copies) noexcept {
   const auto n = static_cast<uint32_t>(copies.size());
   dma::Refusal refusal = dma::Refusal::ring_full;
-  if (!in_flight_.full() && in_flight_.has_room_for(n))
-    refusal = engine_->enqueue(copies, in_flight_.next_cookie());
+  if (!in_flight_.full() && in_flight_.has_room_for(n)) refusal = engine_->enqueue(copies, in_flight_.next_cookie());
   if (refusal != dma::Refusal::none) {
     count_refusal(refusal);
     return false;

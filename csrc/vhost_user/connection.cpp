@@ -78,7 +78,8 @@ Connection::Received Connection::receive(Message& message) {
     take_fds(header);
     if (header.msg_flags & (MSG_CTRUNC | MSG_TRUNC)) {
       close(format("a message came with more than %zu file descriptors, or this process can open no more",
-                   max_message_fds), true);
+                   max_message_fds),
+            true);
     } else if (n == 0) {
       close(received_ ? "the peer left in the middle of a message" : "the peer left", false);
     } else if (received_ > 0 && incoming_.fds.size() > fds_before) {
@@ -91,7 +92,8 @@ Connection::Received Connection::receive(Message& message) {
         incoming_.size = header_.size;
         if (header_.size > max_payload) {
           close(format("%s announces a payload of %u bytes, at most %u are accepted",
-                       message_name(header_.request).c_str(), header_.size, max_payload), true);
+                       message_name(header_.request).c_str(), header_.size, max_payload),
+                true);
         }
       }
     }

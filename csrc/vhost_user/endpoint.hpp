@@ -17,8 +17,8 @@ namespace vhost_ioat::vhost_user {
 
 struct EndpointConfig {
   std::string path;
-  bool client = false;        // connect to the front end's socket, instead of listening
-  mode_t socket_mode = 0600;  // of a listening socket
+  bool client = false;                       // connect to the front end's socket, instead of listening
+  mode_t socket_mode = 0600;                 // of a listening socket
   std::chrono::milliseconds patience{5000};  // of a server, with a front end that has not sent SET_OWNER
 };
 
@@ -40,8 +40,8 @@ class EndpointOwner {
 /// The socket of a port: listens or connects, and drives one session at a time on the event loop.
 ///
 /// Server: while a front end is connected, others wait in the backlog; one that has not sent SET_OWNER within
-/// `patience` makes way as soon as another waits. Client: tries again until the front end is there, and after it was lost.
-/// Every method, and the destructor unless forked, is called on the loop (EventLoop::run).
+/// `patience` makes way as soon as another waits. Client: tries again until the front end is there, and after it was
+/// lost. Every method, and the destructor unless forked, is called on the loop (EventLoop::run).
 class Endpoint {
  public:
   Endpoint(std::shared_ptr<EventLoop> loop, EndpointConfig config, EndpointOwner& owner);

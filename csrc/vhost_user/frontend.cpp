@@ -55,7 +55,8 @@ UniqueFd duplicate(int fd) {
 
 }  // namespace
 
-Frontend::Frontend(UniqueFd socket, Patience patience) : connection_(std::move(socket)), patience_(std::move(patience)) {}
+Frontend::Frontend(UniqueFd socket, Patience patience)
+    : connection_(std::move(socket)), patience_(std::move(patience)) {}
 
 Frontend Frontend::connect(const std::string& path, Patience patience) {
   const Deadline deadline(patience, "connect to " + path);
@@ -128,15 +129,16 @@ void Frontend::perform(Message message) {
   const Message reply = ask(std::move(message));
   const auto result = reply.body<uint64_t>();
   if (reply.size != sizeof result || result != 0) {
-    throw ProtocolError(format("the back end refused %s (%llu)", name.c_str(), static_cast<unsigned long long>(result)));
+    throw ProtocolError(
+        format("the back end refused %s (%llu)", name.c_str(), static_cast<unsigned long long>(result)));
   }
 }
 
 uint64_t Frontend::get_u64(Request request) {
   const Message reply = ask(Message(request));
   if (reply.size != sizeof(uint64_t)) {
-    throw ProtocolError(format("%s was answered with %u bytes instead of 8", message_name(reply.request).c_str(),
-                               reply.size));
+    throw ProtocolError(
+        format("%s was answered with %u bytes instead of 8", message_name(reply.request).c_str(), reply.size));
   }
   return reply.body<uint64_t>();
 }

@@ -25,8 +25,8 @@ struct FrontendRegion {
   int fd;  // stays the caller's
 };
 
-/// The driver's end of a vhost-user connection. Each call sends one message and waits for what answers it: the reply, or
-/// the acknowledgement when REPLY_ACK was negotiated. One thread at a time.
+/// The driver's end of a vhost-user connection. Each call sends one message and waits for what answers it: the reply,
+/// or the acknowledgement when REPLY_ACK was negotiated. One thread at a time.
 ///
 /// Throws Disconnected when the back end is gone or does not answer in time, ProtocolError when it refuses or answers
 /// nonsense.

@@ -53,8 +53,8 @@ constexpr uint64_t reset_device = 1ull << 13;
 constexpr uint64_t configure_mem_slots = 1ull << 15;
 constexpr uint64_t status = 1ull << 16;
 /// All this back end knows; nothing else is ever offered.
-constexpr uint64_t supported = mq | rarp | reply_ack | net_mtu | backend_req | backend_send_fd | reset_device |
-                               configure_mem_slots | status;
+constexpr uint64_t supported =
+    mq | rarp | reply_ack | net_mtu | backend_req | backend_send_fd | reset_device | configure_mem_slots | status;
 }  // namespace protocol
 
 /// What goes over the socket, in the byte order of the machine.
@@ -163,7 +163,7 @@ struct Message {
 struct MessageType {
   Request id;
   std::string_view name;
-  uint32_t size;       // exact payload; of SET_MEM_TABLE: without regions
+  uint32_t size;  // exact payload; of SET_MEM_TABLE: without regions
   uint8_t min_fds;
   uint8_t max_fds;
   bool has_reply;      // a reply of its own, never an acknowledgement

@@ -24,10 +24,10 @@ struct Vring {
   uint32_t size = 0;  // entries, 0: not said yet
   uint64_t desc_uva = 0, avail_uva = 0, used_uva = 0;
   bool has_addresses = false;
-  uint16_t base = 0;      // next avail index: from SET_VRING_BASE, then from the device each time it is held
-  bool started = false;   // SET_VRING_KICK came; GET_VRING_BASE ends it
-  bool enabled = false;   // SET_VRING_ENABLE, or all of them when F_PROTOCOL_FEATURES was not acked
-  bool polled = false;    // started without a kick fd
+  uint16_t base = 0;         // next avail index: from SET_VRING_BASE, then from the device each time it is held
+  bool started = false;      // SET_VRING_KICK came; GET_VRING_BASE ends it
+  bool enabled = false;      // SET_VRING_ENABLE, or all of them when F_PROTOCOL_FEATURES was not acked
+  bool polled = false;       // started without a kick fd
   UniqueFd kick, call, err;  // call and err: non-blocking; -1: none (the front end polls)
 };
 
@@ -115,7 +115,7 @@ class BackendSession {
   void set_vring_base();
   void get_vring_base();
   void set_vring_enable();
-  void set_vring_fd(UniqueFd Vring::*fd);
+  void set_vring_fd(UniqueFd Vring::* fd);
   // session_memory.cpp
   void set_mem_table();
   void add_mem_region();
@@ -130,7 +130,7 @@ class BackendSession {
   std::optional<Message> reply_;    // its own reply
   RingSet held_;                    // for the change
   std::function<void()> change_;
-  std::vector<UniqueFd> retired_;   // replaced by the change, open until the device was told
+  std::vector<UniqueFd> retired_;  // replaced by the change, open until the device was told
   bool suspended_ = false;
   bool stopping_ = false;
   std::string error_;

@@ -16,8 +16,8 @@ RingSet only(uint32_t ring) { return RingSet().set(ring); }
 
 void check_aligned(const char* what, uint64_t address, uint64_t alignment) {
   if (address % alignment == 0) return;
-  throw Error(format("%s address 0x%" PRIx64 " is not a multiple of %" PRIu64 " (VIRTIO 1.2, 2.7)", what, address,
-                     alignment));
+  throw Error(
+      format("%s address 0x%" PRIx64 " is not a multiple of %" PRIu64 " (VIRTIO 1.2, 2.7)", what, address, alignment));
 }
 
 }  // namespace
@@ -88,7 +88,7 @@ void BackendSession::set_vring_enable() {
 }
 
 /// SET_VRING_KICK starts the ring, whether it brings an fd or says that the ring is to be polled.
-void BackendSession::set_vring_fd(UniqueFd Vring::*which) {
+void BackendSession::set_vring_fd(UniqueFd Vring::* which) {
   const auto value = request_->body<uint64_t>();
   if (value & ~(wire::vring_fd_index_mask | wire::vring_fd_none)) {
     throw Error(format("0x%" PRIx64 " has bits besides the ring (0-7) and \"no fd\" (8)", value));

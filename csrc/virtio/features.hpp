@@ -59,11 +59,11 @@ class FeatureSet {
 };
 
 /// All this back end knows how to do; nothing else is ever offered.
-constexpr FeatureSet supported_features = FeatureSet::of(
-    Feature::CSUM, Feature::GUEST_CSUM, Feature::MTU, Feature::GUEST_TSO4, Feature::GUEST_TSO6, Feature::GUEST_ECN,
-    Feature::HOST_TSO4, Feature::HOST_TSO6, Feature::HOST_ECN, Feature::MRG_RXBUF, Feature::STATUS, Feature::CTRL_VQ,
-    Feature::CTRL_RX, Feature::GUEST_ANNOUNCE, Feature::MQ, Feature::ANY_LAYOUT, Feature::INDIRECT_DESC,
-    Feature::EVENT_IDX, Feature::PROTOCOL_FEATURES, Feature::VERSION_1, Feature::IN_ORDER, Feature::GUEST_USO4,
-    Feature::GUEST_USO6, Feature::HOST_USO);
+constexpr FeatureSet supported_features =
+    FeatureSet::of(Feature::CSUM, Feature::GUEST_CSUM, Feature::MTU, Feature::GUEST_TSO4, Feature::GUEST_TSO6,
+                   Feature::GUEST_ECN, Feature::HOST_TSO4, Feature::HOST_TSO6, Feature::HOST_ECN, Feature::MRG_RXBUF,
+                   Feature::STATUS, Feature::CTRL_VQ, Feature::CTRL_RX, Feature::GUEST_ANNOUNCE, Feature::MQ,
+                   Feature::ANY_LAYOUT, Feature::INDIRECT_DESC, Feature::EVENT_IDX, Feature::PROTOCOL_FEATURES,
+                   Feature::VERSION_1, Feature::IN_ORDER, Feature::GUEST_USO4, Feature::GUEST_USO6, Feature::HOST_USO);
 
 }  // namespace vhost_ioat::virtio

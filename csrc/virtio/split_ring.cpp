@@ -17,8 +17,8 @@ std::string Fault::text() const {
     case Kind::avail_index_back:
       return format("avail index went back, from %" PRIu64 " ahead to %" PRIu64 " (VIRTIO 1.2, 2.7.6.1)", limit, value);
     case Kind::head:
-      return format("avail ring names head %" PRIu64 ", but the ring has %" PRIu64 " entries (VIRTIO 1.2, 2.7.6)", value,
-                    limit);
+      return format("avail ring names head %" PRIu64 ", but the ring has %" PRIu64 " entries (VIRTIO 1.2, 2.7.6)",
+                    value, limit);
     case Kind::next:
       return format("descriptor links to %" PRIu64 ", but its table has %" PRIu64 " entries (VIRTIO 1.2, 2.7.5)", value,
                     limit);

@@ -15,19 +15,19 @@ namespace vhost_ioat::virtio {
 struct Fault {
   enum class Kind : uint8_t {
     none,
-    avail_index,         // value: distance, limit: ring size
-    avail_index_back,    // value: distance, limit: the distance it had before
-    head,                // value: head, limit: ring size
-    next,                // value: next, limit: table size
-    chain_length,        // limit: ring size
-    chain_bytes,         // value: bytes
-    order,               // a readable descriptor behind a writable one
-    direction,           // value: head
-    indirect_feature,    // used without being negotiated
-    indirect_flags,      // value: flags
-    indirect_length,     // value: bytes, limit: ring size * 16
+    avail_index,       // value: distance, limit: ring size
+    avail_index_back,  // value: distance, limit: the distance it had before
+    head,              // value: head, limit: ring size
+    next,              // value: next, limit: table size
+    chain_length,      // limit: ring size
+    chain_bytes,       // value: bytes
+    order,             // a readable descriptor behind a writable one
+    direction,         // value: head
+    indirect_feature,  // used without being negotiated
+    indirect_flags,    // value: flags
+    indirect_length,   // value: bytes, limit: ring size * 16
     nested_indirect,
-    unmapped,            // value: address, limit: length
+    unmapped,  // value: address, limit: length
     memory_torn,
   };
   Kind kind = Kind::none;
@@ -85,7 +85,8 @@ class SplitRing {
 
   /// Heads made available and not consumed yet; 0 on a broken ring.
   uint16_t available() noexcept {
-    if (fault_) [[unlikely]] return 0;
+    if (fault_) [[unlikely]]
+      return 0;
     uint16_t seen = last_avail_.distance_to(avail_seen_);
     return seen != 0 ? seen : look_again();
   }
@@ -126,8 +127,8 @@ class SplitRing {
     return unpack(load_relaxed<uint64_t>(&d->addr), load_relaxed<uint64_t>(&d->len));
   }
 
-  /// Reading heads and descriptors of many chains: the same as head() and descriptor(), but by value, so that a loop that
-  /// stores elsewhere keeps it in registers.
+  /// Reading heads and descriptors of many chains: the same as head() and descriptor(), but by value, so that a loop
+  /// that stores elsewhere keeps it in registers.
   struct Reader {
     const Descriptor* desc;
     const uint8_t* avail;
@@ -165,7 +166,8 @@ class SplitRing {
   /// ends early when it returns false. False is returned only for a fault, which breaks the ring.
   template <typename Sink>
   bool walk(uint16_t head, const memory::RegionTable& memory, const memory::Region*& hint, Sink&& sink) noexcept {
-    if (head >= size_) [[unlikely]] return fail({Fault::Kind::head, head, size_});
+    if (head >= size_) [[unlikely]]
+      return fail({Fault::Kind::head, head, size_});
     Walk state;
     Entry d = descriptor(head);
     for (uint32_t budget = size_;;) {  // 2.7.5.2: a chain is no longer than the queue

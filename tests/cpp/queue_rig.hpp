@@ -38,8 +38,8 @@ class GuestRig {
     at_.desc = reinterpret_cast<virtio::Descriptor*>(host(base));
     at_.avail = host(base + 0x10000);
     at_.used = host(base + 0x20000);
-    driver_.start(at_, ring_size, features, start, {reinterpret_cast<virtio::Descriptor*>(host(base + 0x30000)),
-                                                     base + 0x30000, 16});
+    driver_.start(at_, ring_size, features, start,
+                  {reinterpret_cast<virtio::Descriptor*>(host(base + 0x30000)), base + 0x30000, 16});
   }
 
   uint8_t* host(uint64_t gpa) const { return mapping_->data() + (gpa - base); }

@@ -54,7 +54,9 @@ constexpr Recovery::Time t0{std::chrono::hours(1)};
 
 TEST_CASE("watchdog: stuck means no progress over 200 ms and over 1000 polls, both") {
   Recovery recovery;
-  auto look = [&](auto at, uint64_t polls, uint64_t progress = 7) { return recovery.stuck(t0 + at, polls, progress, true); };
+  auto look = [&](auto at, uint64_t polls, uint64_t progress = 7) {
+    return recovery.stuck(t0 + at, polls, progress, true);
+  };
   CHECK_FALSE(look(0ms, 0));
   for (int ms = 10; ms < 200; ms += 10) CHECK_FALSE(look(std::chrono::milliseconds(ms), 5000));
   CHECK(look(200ms, 5000));
@@ -99,7 +101,7 @@ TEST_CASE("recovery: what does not suspend is reset, what does not reset is revo
   ScriptedEngine engine;
   recovery.begin(t0, "test");
   CHECK(recovery.step(engine, t0 + 19ms) == Outcome::working);
-  CHECK(recovery.step(engine, t0 + 20ms) == Outcome::working);   // resetting since now
+  CHECK(recovery.step(engine, t0 + 20ms) == Outcome::working);  // resetting since now
   CHECK(recovery.step(engine, t0 + 219ms) == Outcome::working);
   CHECK(recovery.step(engine, t0 + 220ms) == Outcome::working);  // revoking since now
   engine.revoke_answers = {Step::done};

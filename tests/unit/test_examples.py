@@ -112,3 +112,19 @@ def test_asyncio_example_returns_what_comes_on_each_queue(socket_path: str) -> N
                 guest.send(queue, [packet])
                 assert receive(guest, queue) == packet[6:12] + packet[:6] + packet[12:]
         console.expect(r"rx \d+/s tx \d+/s", 10)
+
+
+def test_script_of_the_readme_returns_packets_until_the_guest_leaves(socket_path: str, tmp_path: Path) -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    source = readme.split("```python\n")[1].split("```")[0].replace("/tmp/vhost0.sock", socket_path)
+    script = tmp_path / "readme.py"
+    script.write_text(source)
+    with Console([sys.executable, str(script)]) as console:
+        with Guest(socket_path, queues=2) as guest:
+            guest.connect(timeout=30)
+            packet = bytes(TO_ECHO / UDP(sport=5000, dport=7) / b"hello")
+            for queue in range(2):
+                guest.send(queue, [packet])
+                assert receive(guest, queue) == packet[6:12] + packet[:6] + packet[12:]
+        console.expect(r"Stats\(ipackets=2, opackets=2", 30)
+        assert console.wait() == 0, console.text
