@@ -143,6 +143,7 @@ class PyChannel {
   PyChannel(const PyChannel&) = delete;
   PyChannel& operator=(const PyChannel&) = delete;
   ~PyChannel() {
+    if (pages_->inherited()) return;
     const py::gil_scoped_release release;
     channel_->shut_down();
     try {
@@ -160,18 +161,18 @@ class PyChannel {
     if (model_) return model_->unmap(iova);
     buffers_.unmap(*space_, iova);
   }
-  uint32_t copy(uint64_t dst, uint64_t src, uint64_t n) { return taken(channel_->copy(dst, src, n, next_)); }
-  uint32_t fill(uint64_t dst, uint64_t pattern, uint64_t n) { return taken(channel_->fill(dst, pattern, n, next_)); }
+  uint32_t copy(uint64_t dst, uint64_t src, uint64_t n) { return taken(driver().copy(dst, src, n, next_)); }
+  uint32_t fill(uint64_t dst, uint64_t pattern, uint64_t n) { return taken(driver().fill(dst, pattern, n, next_)); }
   void submit() {
     const py::gil_scoped_release release;  // an inline model makes the copies now
-    channel_->submit();
+    driver().submit();
   }
   py::list poll() {
     // A halted channel is stopped here, which does not wait: so every copy's status comes from the same call.
     Completion out[256];
     py::list list;
     for (;;) {
-      const size_t count = channel_->poll(out);
+      const size_t count = driver().poll(out);
       for (size_t i = 0; i < count; ++i) list.append(py::make_tuple(out[i].cookie, name_of(out[i].status)));
       if (count > 0) continue;
       if (!channel_->failed() || channel_->outstanding() == 0) return list;
@@ -184,7 +185,7 @@ class PyChannel {
     Step step;
     {
       const py::gil_scoped_release release;
-      while ((step = channel_->reset()) == Step::pending) std::this_thread::yield();
+      while ((step = driver().reset()) == Step::pending) std::this_thread::yield();
     }
     if (step == Step::failed) throw DmaError("reset failed: " + channel_->why());
   }
@@ -227,6 +228,11 @@ class PyChannel {
         if (down == 16) throw;
       }
     }
+  }
+
+  IoatChannel& driver() {
+    if (pages_->inherited()) throw DmaError("this channel belongs to the process that made it; a child of fork has none");
+    return *channel_;
   }
 
   uint32_t taken(Refusal refusal) {
@@ -356,9 +362,8 @@ Hardware needs whole pages (an mmap object). The channel, or the model, keeps th
 BufferError.)")
       .def("unmap", &PyChannel::unmap, py::arg("iova"),
            "Takes back the buffer mapped at exactly `iova`. Raises DmaError.")
-      .def(
-          "copy", &PyChannel::copy, py::arg("dst"), py::arg("src"), py::arg("n"),
-          R"(Puts a copy of `n` bytes in the ring, in as many descriptors as it needs; returns its number.
+      .def("copy", &PyChannel::copy, py::arg("dst"), py::arg("src"), py::arg("n"),
+           R"(Puts a copy of `n` bytes in the ring, in as many descriptors as it needs; returns its number.
 
 Numbers count from 0. Raises DmaError: ring full, length 0, address too wide, channel failed or stopped.)")
       .def("fill", &PyChannel::fill, py::arg("dst"), py::arg("pattern"), py::arg("n"),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstddef>
@@ -55,8 +56,10 @@ class RingPages {
   RingPages(const RingPages&) = delete;
   RingPages& operator=(const RingPages&) = delete;
   ~RingPages() {
-    if (!leaked_) ::munmap(data_, size_);
+    if (!leaked_ && !inherited()) ::munmap(data_, size_);
   }
+  /// In a child of fork(), where these pages are not: the device is the parent's, and nothing here may touch it.
+  bool inherited() const { return ::getpid() != owner_; }
   void* data() const { return data_; }
   size_t size() const { return size_; }
   /// For a device that could not be stopped: on purpose never freed.
@@ -65,6 +68,7 @@ class RingPages {
  private:
   void* data_;
   size_t size_;
+  pid_t owner_ = ::getpid();
   bool leaked_ = false;
 };
 

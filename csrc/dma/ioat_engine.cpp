@@ -49,6 +49,7 @@ IoatEngine::IoatEngine(std::shared_ptr<Mmio> registers, std::shared_ptr<DmaSpace
 }
 
 IoatEngine::~IoatEngine() {
+  if (ring_pages_->inherited()) return;
   const bool stopped = revoked_ || channel_->shut_down();
   // What is left then is to take its memory away, which a copy at work may delay.
   for (int looks = 0; !stopped && revoke() == Step::pending && looks < 10'000; ++looks) {

@@ -2,6 +2,8 @@
 // The software I/OAT: its registers and its faults.
 #include "dma/ioat_model.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -56,6 +58,10 @@ IoatModel::IoatModel(const Options& options) : options_(options), config_(option
 
 IoatModel::~IoatModel() {
   if (!worker_.joinable()) return;
+  if (::getpid() != owner_) {  // fork() copied the handle, not the thread
+    worker_.detach();
+    return;
+  }
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
@@ -312,7 +318,8 @@ void IoatModel::inject(Fault fault, uint64_t nth, uint64_t value) {
 }
 
 std::optional<uint64_t> IoatModel::due(Fault fault, uint64_t count) noexcept {
-  if (faults_.empty()) [[likely]] return std::nullopt;
+  if (faults_.empty()) [[likely]]
+    return std::nullopt;
   const auto found = std::find_if(faults_.begin(), faults_.end(),
                                   [&](const ArmedFault& f) { return f.fault == fault && f.at == count; });
   if (found == faults_.end()) return std::nullopt;

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <unistd.h>
+
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -171,6 +173,7 @@ class IoatModel : public Mmio {
   IovaMap::Hint fetch_hint_, src_hint_, dst_hint_, writeback_hint_;  // used by whoever is at work
 
   std::atomic<bool> stop_{false};
+  const pid_t owner_ = ::getpid();  // the process whose thread the worker is
   std::thread worker_;
 };
 

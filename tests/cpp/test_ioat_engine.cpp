@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The I/OAT as a copy engine of host addresses: translation, all-or-nothing, statuses, and the ladder of stopping.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <map>
 
@@ -343,6 +346,25 @@ TEST_CASE("engine: destroyed with copies in flight") {
     rig.soft.model.reset();
     rig.soft.engine.reset();
     std::fill(rig.dst.begin(), rig.dst.end(), uint8_t{0});
+  }
+}
+
+TEST_CASE("engine: a child of fork may drop what it inherited") {
+  for (Mode mode : {Mode::inline_, Mode::threaded}) {
+    Rig rig(mode);
+    for (uint32_t i = 0; i < 100; ++i) REQUIRE(rig.copy(0, 0, 50'000, i) == Refusal::none);
+    rig.engine.submit();
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::alarm(20);
+      rig.soft.engine.reset();
+      rig.soft.model.reset();
+      ::_exit(0);
+    }
+    int status = -1;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    CHECK(status == 0);
+    CHECK(rig.drain().size() == 100);
   }
 }
 
