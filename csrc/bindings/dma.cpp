@@ -231,7 +231,8 @@ class PyChannel {
   }
 
   IoatChannel& driver() {
-    if (pages_->inherited()) throw DmaError("this channel belongs to the process that made it; a child of fork has none");
+    if (pages_->inherited())
+      throw DmaError("this channel belongs to the process that made it; a child of fork has none");
     return *channel_;
   }
 
