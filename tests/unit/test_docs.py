@@ -18,6 +18,6 @@ def test_the_examples_of_the_test_kit_pass(tmp_path):
         'settings.register_profile("short", deadline=None, max_examples=10)\n'
         'settings.load_profile("short")\n'
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "vhost_ioat.testing.plugin"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=250)
     assert re.search(r"\b4 passed", done.stdout), done.stdout
