@@ -56,6 +56,21 @@ def test_nothing_is_lost_when_the_card_fails_again_and_again(socket_path: str) -
             assert seen["xstats"]["tx_q0_dma_bytes"] > 1_000_000
 
 
+def goes_on_by_cpu(vm: VM) -> None:
+    seen = result(vm.expect(r"^\{.*\}$", 120)[0])
+    assert any("is given up" in event for event in seen["events"])
+    assert seen["xstats"]["tx_q0_dma_bytes"] > 0
+    assert seen["xstats"]["tx_q0_dma_fallback_disabled"] > 0
+    assert seen["closing"] < 10
+
+
+def test_when_the_card_leaves_the_bus_the_queue_goes_on_by_cpu_copies(socket_path: str) -> None:
+    with Card(socket_path) as card, VM(socket_path, iommu=True, host=True, memory=1024) as vm:
+        card.model.inject("gone", nth=300)
+        vm.send(command(vm))
+        goes_on_by_cpu(vm)
+
+
 def test_when_the_server_is_killed_under_load_the_queue_goes_on_by_cpu_copies(socket_path: str) -> None:
     server = Console([sys.executable, "-m", "vhost_ioat", "ioat-device", socket_path, "--latency", "1ms"])
     server.expect("QEMU takes it by")
@@ -63,8 +78,9 @@ def test_when_the_server_is_killed_under_load_the_queue_goes_on_by_cpu_copies(so
         vm.send(command(vm))
         vm.expect(r"^running$", 120)
         server.kill()
-        seen = result(vm.expect(r"^\{.*\}$", 120)[0])
-        assert any("is given up" in event for event in seen["events"])
-        assert seen["xstats"]["tx_q0_dma_bytes"] > 0
-        assert seen["xstats"]["tx_q0_dma_fallback_disabled"] > 0
-        assert seen["closing"] < 10
+        try:
+            goes_on_by_cpu(vm)
+        except AssertionError:
+            if "error_setv: Assertion" in vm.complaints():
+                pytest.xfail("QEMU 11.1 aborts when its vfio-user server dies at certain moments")
+            raise

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -115,11 +116,25 @@ class VM(Console):
     def __enter__(self) -> Self:
         try:
             self.wait_booted()
-        except BaseException as error:
+        except BaseException:
             self.kill()
-            error.add_note(Path(self._complaints.name).read_text()[:4000])
             raise
         return self
+
+    def expect(self, pattern: str, timeout: float = 60) -> re.Match[str]:
+        try:
+            return super().expect(pattern, timeout)
+        except AssertionError as error:
+            error.add_note("QEMU: " + self.complaints())
+            raise
+
+    def kill(self) -> None:
+        super().kill()
+        self._complaints.close()
+
+    def complaints(self) -> str:
+        """What QEMU itself said last."""
+        return Path(self._complaints.name).read_text()[-4000:]
 
     def wait_booted(self, timeout: float = 120) -> None:
         self.expect(r"@ready@\n", timeout)
