@@ -107,9 +107,9 @@ namespace {
 /// One visit of a caller to a queue.
 class Visit {
  public:
-  explicit Visit(Owner& owner) : owner_(owner), entry_(owner.enter()) {
+  Visit(Owner& owner, const char* direction, uint32_t queue) : owner_(owner), entry_(owner.enter()) {
     if (entry_ == Owner::Entry::second_caller) [[unlikely]]
-      throw Error("another thread is inside this queue: one caller per queue and direction");
+      throw Error(format("another thread is inside %s queue %u: one caller per queue and direction", direction, queue));
   }
   ~Visit() {
     if (inside()) owner_.leave();
@@ -126,7 +126,7 @@ virtio::Burst EthVhost::rx_burst(uint32_t queue, uint32_t n) {
   if (closed_.load(std::memory_order_relaxed) || loop_->forked()) [[unlikely]]
     check_usable();
   RxQueue& rxq = *rxqs_[queue];
-  Visit visit(rxq.owner());
+  Visit visit(rxq.owner(), "rx", queue);
   if (!visit.inside()) return {};
   virtio::Burst burst = rxq.dequeue(*arena_, n);
   after_burst(rxq, rxq.fault_to_report());
@@ -137,7 +137,7 @@ uint32_t EthVhost::tx_burst(uint32_t queue, const PacketView& packets) {
   if (closed_.load(std::memory_order_relaxed) || loop_->forked()) [[unlikely]]
     check_usable();
   TxQueue& txq = *txqs_[queue];
-  Visit visit(txq.owner());
+  Visit visit(txq.owner(), "tx", queue);
   if (!visit.inside()) return 0;
   const uint32_t taken = txq.enqueue(packets);
   after_burst(txq, txq.fault_to_report() || txq.engine_failed() || txq.maps_wanted());
@@ -147,7 +147,7 @@ uint32_t EthVhost::tx_burst(uint32_t queue, const PacketView& packets) {
 uint32_t EthVhost::tx_done_cleanup(uint32_t queue) {
   check_usable();
   TxQueue& txq = *txqs_[queue];
-  Visit visit(txq.owner());
+  Visit visit(txq.owner(), "tx", queue);
   if (!visit.inside()) return 0;
   const uint32_t reaped = txq.reap();
   if (txq.running() && txq.kick_due()) txq.kick(txq.counters);
@@ -176,7 +176,7 @@ void EthVhost::wake_control() noexcept {
 bool EthVhost::rx_intr_enable(uint32_t queue) {
   check_usable();
   RxQueue& rxq = *rxqs_[queue];
-  Visit visit(rxq.owner());
+  Visit visit(rxq.owner(), "rx", queue);
   if (!visit.inside()) return true;  // the control thread is changing the ring: look again
   if (kick_fds_[queue] >= 0) eventfd_clear(kick_fds_[queue]);
   return rxq.enable_kicks();
@@ -185,7 +185,7 @@ bool EthVhost::rx_intr_enable(uint32_t queue) {
 void EthVhost::rx_intr_disable(uint32_t queue) {
   check_usable();
   RxQueue& rxq = *rxqs_[queue];
-  Visit visit(rxq.owner());
+  Visit visit(rxq.owner(), "rx", queue);
   if (visit.inside()) rxq.disable_kicks();
 }
 

@@ -224,7 +224,7 @@ class Devargs:
         ioats: tx queue -> DMA device: a PCI address ("0000:00:04.0") or a software engine of this port ("sw0").
         name: Name of the port in messages; None: the next free eth_vhost_ioatN.
         ioat_threshold: Packets of at least so many bytes are copied by the engine; "auto" measures it.
-        ioat_fallback: Let the CPU copy what an engine cannot; False: such a queue waits for its engine.
+        ioat_fallback: A software engine stands in for hardware that cannot be had; False: that is a DmaError instead.
         publish: Who writes the used index of a queue with an engine: "cpu" or "dma".
         sw_mode: How software engines run: "threaded" (a worker each), "inline" (the caller copies), "stepped" (tests).
         socket_mode: Permissions of a listening socket.
