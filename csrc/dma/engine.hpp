@@ -32,9 +32,9 @@ struct Capabilities {
   std::string name;         // "sw0" or "0000:00:04.0"
   std::string description;  // "software I/OAT 3.4" ...
   bool hardware = false;
-  bool in_order = true;     // completions come in the order of enqueue (I/OAT yes, DSA no)
-  uint32_t ring_size = 0;   // descriptors
-  uint32_t max_copy = 0;    // bytes in one descriptor; longer copies are split by the engine
+  bool in_order = true;    // completions come in the order of enqueue (I/OAT yes, DSA no)
+  uint32_t ring_size = 0;  // descriptors
+  uint32_t max_copy = 0;   // bytes in one descriptor; longer copies are split by the engine
   uint8_t address_bits = 64;
 };
 
@@ -74,9 +74,9 @@ class DmaEngine {
   virtual std::string why() const = 0;
 
   /// The ladder of stopping, each a step that is called again while it answers `pending`.
-  /// quiesce() and reset() turn to `failed` by themselves after 200 ms; a revoke() may be pending as long as a copy runs.
-  /// Once one is `done`, no copy runs or can start, and poll() hands out every outstanding cookie:
-  /// up to the last completed ok, the failed one error, the later ones not_attempted.
+  /// quiesce() and reset() turn to `failed` by themselves after 200 ms; a revoke() may be pending as long as a copy
+  /// runs. Once one is `done`, no copy runs or can start, and poll() hands out every outstanding cookie: up to the last
+  /// completed ok, the failed one error, the later ones not_attempted.
   virtual Step quiesce() noexcept = 0;  // suspend; running copies finish
   virtual Step reset() noexcept = 0;    // stop and make ready again: enqueue works after `done` and the last poll
   virtual Step revoke() noexcept = 0;   // take the memory away from the device; it is not usable any more
