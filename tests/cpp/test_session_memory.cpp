@@ -149,3 +149,14 @@ TEST_CASE("session memory: memory in use outlives the table") {
   REQUIRE(bench.send(file.table({})) == Next::proceed);
   CHECK(kept.host[3] == 7);
 }
+
+TEST_CASE("session memory: sizes that wrap when they are summed are over the limit, and said to be") {
+  SessionBench bench({.queue_pairs = 1, .max_guest_mem = 16 << 20});
+  bench.negotiate();
+  const GuestFile file(2 << 20);
+  for (const uint64_t size : {uint64_t{0} - 4096, uint64_t{0} - (1 << 20), uint64_t{1} << 63}) {
+    bench.refused(file.table({{0, 1 << 20, 0x10000000, 0}, {1 << 20, size, 0x20000000, 0}}), "max_guest_mem");
+  }
+  REQUIRE(bench.send(file.table({{0, 1 << 20, 0x10000000, 0}})) == SessionBench::Next::proceed);
+  bench.refused(file.add({1 << 20, uint64_t{0} - 4096, 0x20000000, 0}), "max_guest_mem");
+}
