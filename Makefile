@@ -50,14 +50,17 @@ test-cpp: $(STAMPS)/venv ## the C++ tests
 test-python: $(STAMPS)/package $(STAMPS)/dev ## pytest; PYTEST_ARGS narrows it
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-asan: $(STAMPS)/package $(STAMPS)/dev ## C++, unit and protocol tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	cmake --preset asan-ubsan
+ASAN_TESTS ?= tests/unit tests/property tests/protocol
+asan: $(STAMPS)/package $(STAMPS)/dev ## C++ tests and ASAN_TESTS under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake --preset asan-ubsan -DVHOST_IOAT_PYTHON=ON -DPython_EXECUTABLE=$(abspath $(PY)) \
+	  -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir)
 	cmake --build --preset asan-ubsan
 	ctest --preset asan-ubsan
-	$(PIP) install --no-build-isolation --no-deps --upgrade --target build/asan-python \
-	  -Cbuild-dir=build/asan-wheel -Ccmake.build-type=RelWithDebInfo \
-	  -Ccmake.define.VHOST_IOAT_SANITIZE=address,undefined .
-	tools/with-asan build/asan-python $(PY) -m pytest tests/unit tests/property tests/protocol $(PYTEST_ARGS)
+	rm -rf build/asan-python
+	mkdir -p build/asan-python
+	cp -r python/vhost_ioat build/asan-python
+	cmake --install build/asan-ubsan --prefix build/asan-python
+	tools/with-asan build/asan-python $(PY) -m pytest $(ASAN_TESTS) $(PYTEST_ARGS)
 
 tsan: $(STAMPS)/venv ## C++ tests under ThreadSanitizer
 	cmake --preset tsan
