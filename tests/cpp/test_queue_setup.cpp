@@ -2,6 +2,7 @@
 // What a queue keeps and what it forgets when its ring is set up again; and when its guest is told.
 #include "doctest/doctest.h"
 #include "queue_rig.hpp"
+#include "virtio/net_header.hpp"
 
 using namespace rig;
 using port::PacketView;
@@ -88,8 +89,11 @@ TEST_CASE("setup: a stopped queue takes no packet and lets guest memory go") {
   tx.setup(guest.setup());
   rx.setup(guest.setup());
   guest.post(GuestRig::buffers, 2048);
-  tx.setup({});
-  rx.setup({});
+  for (int times = 0; times < 2; ++times) {
+    port::RingSetup stopped = guest.setup();
+    stopped.running = false;
+    times ? rx.setup(std::move(stopped)) : tx.setup(std::move(stopped));
+  }
   CHECK(tx.enqueue(PacketView::of(guest.burst({pattern(60, 1)}))) == 0);
   CHECK(rx.dequeue(*guest.arena(), 32).count == 0);
   CHECK(guest.table().use_count() == before);
@@ -149,4 +153,38 @@ TEST_CASE("notification: a driver that sends and sleeps is told that its buffers
     CHECK(signalled(call.get()));
     CHECK(guest.driver().take_used());
   }
+}
+
+TEST_CASE("setup: each kind of segment needs its own feature, one for each direction") {
+  using virtio::FeatureSet;
+  struct Kind {
+    uint8_t type;
+    FeatureSet receive, send;
+  };
+  const Kind kinds[] = {
+      {virtio::NET_HDR_GSO_NONE, {}, {}},
+      {virtio::NET_HDR_GSO_TCPV4, FeatureSet::of(Feature::GUEST_TSO4), FeatureSet::of(Feature::HOST_TSO4)},
+      {virtio::NET_HDR_GSO_TCPV6, FeatureSet::of(Feature::GUEST_TSO6), FeatureSet::of(Feature::HOST_TSO6)},
+      {virtio::NET_HDR_GSO_UDP_L4, FeatureSet::of(Feature::GUEST_USO4, Feature::GUEST_USO6),
+       FeatureSet::of(Feature::HOST_USO)},
+  };
+  for (const Kind& kind : kinds) {
+    CAPTURE(int{kind.type});
+    virtio::NetHeader h;
+    h.gso_type = kind.type;
+    const bool none = kind.type == virtio::NET_HDR_GSO_NONE;
+    CHECK(virtio::receives_segment(kind.receive, h));
+    CHECK(virtio::may_send_segment(kind.send, h));
+    CHECK(virtio::receives_segment(kind.send, h) == none);
+    CHECK(virtio::may_send_segment(kind.receive, h) == none);
+    h.gso_type |= virtio::NET_HDR_GSO_ECN;
+    CHECK_FALSE(virtio::receives_segment(kind.receive, h));
+    CHECK_FALSE(virtio::may_send_segment(kind.send, h));
+    CHECK(virtio::receives_segment(kind.receive.with(Feature::GUEST_ECN), h));
+    CHECK(virtio::may_send_segment(kind.send.with(Feature::HOST_ECN), h));
+  }
+  virtio::NetHeader unknown;
+  unknown.gso_type = 3;
+  CHECK_FALSE(virtio::receives_segment(virtio::supported_features, unknown));
+  CHECK_FALSE(virtio::may_send_segment(virtio::supported_features, unknown));
 }
