@@ -75,12 +75,28 @@ def test_guest_reboots_and_pings_again(initramfs: Path, socket_path: str) -> Non
 MEGABYTES = 64
 
 
-@pytest.mark.parametrize("queues", [1, 2])
-def test_guests_transfer_a_file_over_tcp_through_the_switch(initramfs: Path, socket_path: str, queues: int) -> None:
+SWITCH = EXAMPLES / "learning_switch.py"
+FAILING_SWITCH = Path(__file__).parent / "failing_switch.py"
+
+
+@pytest.mark.parametrize(
+    ("program", "queues", "engine"),
+    [
+        (SWITCH, 1, ""),
+        (SWITCH, 2, ""),
+        (SWITCH, 1, ",ioats=(txq0@sw0)"),
+        (SWITCH, 1, ",ioats=(txq0@sw0),publish=dma"),
+        (FAILING_SWITCH, 1, ",ioats=(txq0@sw0)"),
+    ],
+    ids=["one queue", "two queues", "engine", "engine publishes", "failing engine"],
+)
+def test_guests_transfer_a_file_over_tcp_through_the_switch(
+    initramfs: Path, socket_path: str, program: Path, queues: int, engine: str
+) -> None:
     """Checksums and segmentation stay requests all the way: the packets between the guests are longer than the MTU."""
     sockets = [f"{socket_path}{index}" for index in range(2)]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(script(EXAMPLES / "learning_switch.py", *(f"iface={s},queues={queues}" for s in sockets)))
+        stack.enter_context(script(program, *(f"iface={s},queues={queues}{engine}" for s in sockets)))
         sender, receiver = (
             stack.enter_context(
                 LinuxGuest(

@@ -7,11 +7,13 @@ import contextlib
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import vhost_ioat
 from interop import matrix, pcap
+from interop.failing_engine import failing_engine
 from interop.forwarder import Forwarder
 from interop.testpmd import Testpmd, virtio_user
 from resources import resources
@@ -30,9 +32,21 @@ FACTORS = {
 
 
 def loop(
-    socket_path: str, folder: Path, size: int, queues: int, mrg_rxbuf: int, in_order: int, client: bool, ring: int
-) -> None:
-    """net_pcap -> virtio-user -> our loop -> virtio-user -> net_pcap, and the two files are compared."""
+    socket_path: str,
+    folder: Path,
+    size: int,
+    queues: int,
+    mrg_rxbuf: int,
+    in_order: int,
+    client: bool,
+    ring: int,
+    **engine: Any,
+) -> vhost_ioat.EthVhost:
+    """net_pcap -> virtio-user -> our loop -> virtio-user -> net_pcap, and the two files are compared.
+
+    `engine` are further options of the port; `faults=True` lets the engine of queue 0 fail at random. Returns the port.
+    """
+    faults = engine.pop("faults", False)
     rng = random.Random(size + ring)
     sent = [[rng.randbytes(size) for _ in range(PACKETS)] for _ in range(queues)]
     for queue, packets in enumerate(sent):
@@ -45,10 +59,12 @@ def loop(
         args += ["--mbuf-size=10240", "--total-num-mbufs=4096"]  # the later option counts
 
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(vhost_ioat.EthVhost(socket_path, queues=queues, client=client))
+        port = stack.enter_context(vhost_ioat.EthVhost(socket_path, queues=queues, client=client, **engine))
         front = stack.enter_context(Testpmd(card, f"net_pcap0,{files}", args=args))
         assert port.wait_link(timeout=10)
         stack.enter_context(Forwarder(port, queues))
+        if faults:
+            stack.enter_context(failing_engine(port))
         front.command("set fwd io retry")
         front.command("set burst tx delay 1 retry 1000000")
         front.command("start")
@@ -65,11 +81,25 @@ def loop(
     assert (ours.imissed, ours.ierrors, ours.oerrors, ours.rx_nombuf) == (0, 0, 0, 0)
     for queue, packets in enumerate(sent):
         assert pcap.read(folder / f"out{queue}") == packets
+    return port
 
 
 @pytest.mark.parametrize("setting", matrix.pairwise(FACTORS), ids=matrix.name)
 def test_loops_all_packets_in_order_and_unaltered(setting: matrix.Setting, socket_path: str, tmp_path: Path) -> None:
     loop(socket_path, tmp_path, **setting)
+
+
+@pytest.mark.parametrize("faults", [False, True], ids=["sound", "failing"])
+@pytest.mark.parametrize("publish", ["cpu", "dma"])
+@pytest.mark.parametrize("size", [1518, 9000])
+def test_loops_all_packets_with_an_engine(
+    socket_path: str, tmp_path: Path, size: int, publish: str, faults: bool
+) -> None:
+    setting: dict[str, Any] = {"queues": 1, "mrg_rxbuf": 1, "in_order": 1, "client": False, "ring": 256}
+    port = loop(socket_path, tmp_path, size, **setting, ioats={0: "sw0"}, publish=publish, faults=faults)
+    counted = port.xstats()
+    assert counted["tx_q0_dma_completed"] > 0
+    assert (counted["tx_q0_dma_resets"] > 0) == faults
 
 
 @pytest.mark.full
