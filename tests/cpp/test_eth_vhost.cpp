@@ -163,6 +163,9 @@ TEST_CASE("port: a region is removed when no copy uses it any more") {
   with_copies_in_flight([](Loaded& loaded) {
     loaded.front->frontend->remove_mem_region(loaded.front->buffers());
     loaded.check_all_published();
+    // The acknowledgement goes out before the port has told itself.
+    const auto deadline = Clock::now() + 10s;
+    while (loaded.port.info().regions.size() != 1 && Clock::now() < deadline) std::this_thread::yield();
     CHECK(loaded.port.info().regions.size() == 1);
   });
 }
