@@ -18,6 +18,10 @@ UVA = 0x7F00_0000_0000
 TIMES = 10_000
 
 
+# AddressSanitizer keeps back what was freed (its quarantine), to see who still uses it.
+ALLOWED_GROWTH = (256 if "libasan" in os.environ.get("LD_PRELOAD", "") else 4) << 20
+
+
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
@@ -66,7 +70,7 @@ def test_a_message_may_be_repeated_without_end(frontend, name, payload, kind):
     before, memory = resources(), resident()
     storm(times)
     assert resources() == before
-    assert resident() - memory < 4 << 20
+    assert resident() - memory < ALLOWED_GROWTH
 
 
 @pytest.mark.parametrize("name", ["GET_INFLIGHT_FD", "SET_INFLIGHT_FD", "SET_LOG_BASE"])
@@ -87,4 +91,4 @@ def test_a_message_that_was_not_offered_ends_a_thousand_sessions_and_leaves_noth
         storm(1000)
         port.events()
         assert resources() == before
-        assert resident() - memory < 4 << 20
+        assert resident() - memory < ALLOWED_GROWTH
