@@ -20,15 +20,14 @@ def failing_engine(port: vhost_ioat.EthVhost, queue: int = 0, pause: float = 0.0
     assert model is not None
     stop = threading.Event()
     rng = random.Random(queue)
+    model.inject("error", nth=rng.randrange(20), value=CHANERR_BITS[0])  # at least one, however short the traffic
 
     def fail() -> None:
-        while True:
+        while not stop.wait(pause * rng.random() * 2):
             if rng.random() < 0.7:
                 model.inject("error", nth=rng.randrange(20), value=rng.choice(CHANERR_BITS))
             else:
                 model.inject("drop_writeback", nth=rng.randrange(20), value=1)
-            if stop.wait(pause * rng.random() * 2):
-                return
 
     thread = threading.Thread(target=fail, name="failing engine")
     thread.start()
