@@ -53,8 +53,15 @@ def loop(
         pcap.write(folder / f"in{queue}", packets)
     files = ",".join(f"rx_pcap={folder}/in{queue},tx_pcap={folder}/out{queue}" for queue in range(queues))
     card = virtio_user(socket_path, queues=queues, server=client, ring=ring, mrg_rxbuf=mrg_rxbuf, in_order=in_order)
-    # Two forwarding threads and patient senders: testpmd must be able to receive while it waits for room to send.
-    args = [f"--rxq={queues}", f"--txq={queues}", f"--rxd={ring}", f"--txd={ring}", "--nb-cores=2", "--no-flush-rx"]
+    # A thread for each way of each queue, and patient senders: testpmd must receive while it waits for room to send.
+    args = [
+        f"--rxq={queues}",
+        f"--txq={queues}",
+        f"--rxd={ring}",
+        f"--txd={ring}",
+        f"--nb-cores={2 * queues}",
+        "--no-flush-rx",
+    ]
     if size > 1518 and not mrg_rxbuf:
         args += ["--mbuf-size=10240", "--total-num-mbufs=4096"]  # the later option counts
 

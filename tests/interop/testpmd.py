@@ -25,13 +25,13 @@ def net_vhost(path: str, *, queues: int = 1, client: bool = False, index: int = 
 
 
 class Testpmd(Console):
-    """An interactive testpmd. Needs no root, no hugepages, and both its threads share `core`."""
+    """An interactive testpmd. Needs no root, no hugepages, and all its threads share `core`."""
 
     __test__ = False
 
     def __init__(self, *vdevs: str, core: int = 0, forward: str = "io", args: Sequence[str] = ()) -> None:
         core %= os.cpu_count() or 1
-        command = ["dpdk-testpmd", "--lcores", f"(0-2)@{core}", "--no-huge", "-m", "256", "--no-pci", "--log-level=3"]
+        command = ["dpdk-testpmd", "--lcores", f"(0-4)@{core}", "--no-huge", "-m", "256", "--no-pci", "--log-level=3"]
         command += ["--no-telemetry", "--file-prefix", f"vhost-ioat-{os.getpid()}-{next(_serial)}"]
         for vdev in vdevs:
             command += ["--vdev", vdev]
