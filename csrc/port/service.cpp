@@ -137,6 +137,7 @@ void EthVhost::abandon(uint32_t queue) {
   say("engine", static_cast<int>(queue), false, false, Reports::error,
       format("tx queue %u: engine %s could not be stopped; the session is closed and its memory stays mapped", queue,
              name.c_str()));
+  if (!endpoint_) return;  // close() is taking the queues: nobody is left to drop, and the port may be gone soon
   loop_->post([this] {
     if (endpoint_) endpoint_->drop_peer("its DMA engine could not be stopped");
   });
