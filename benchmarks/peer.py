@@ -66,14 +66,12 @@ class Pair:
             net = stack.enter_context(Testpmd(net_vhost(path, queues=queues), core=1, args=extra))
             net.command("start")
             self.pids.append(net.process.pid)
-        large = size == 9000
-        front_args = [*extra, *(["--max-pkt-len=9018"] if large else [])]
         self._front = stack.enter_context(
             Testpmd(
                 virtio_user(path, queues=queues, ring=ring, **card),
                 core=0,
                 forward="mac",
-                args=front_args,
+                args=extra,
             )
         )
         self.pids.append(self._front.process.pid)
@@ -81,7 +79,7 @@ class Pair:
             self._front.command("set txsplit rand")
             self._front.command("set txpkts 64,506,948")
         else:
-            self._front.command(f"set txpkts {'2000,2000,2000,2000,1000' if large else size}")
+            self._front.command(f"set txpkts {'2000,2000,2000,2000,1000' if size == 9000 else size}")
         self._front.command("start tx_first 32")
         self.stop()
 
