@@ -76,11 +76,10 @@ def sysroot() -> Path:
         (unpacked / name).symlink_to(f"usr/{name}")
     archives = apt_root / "var/cache/apt/archives"
     for package in sorted(archives.glob("*.deb")):
-        tar = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE)
-        subprocess.run(
-            ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", unpacked], stdin=tar.stdout, check=True
-        )
-        if tar.wait():
+        unpack = ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", unpacked]
+        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as tar:
+            subprocess.run(unpack, stdin=tar.stdout, check=True)
+        if tar.returncode:
             msg = f"cannot unpack {package.name}"
             raise OSError(msg)
     version = next((unpacked / "usr/lib/modules").iterdir()).name
