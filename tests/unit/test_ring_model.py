@@ -148,6 +148,18 @@ def test_the_driver_notices_what_it_did_not_lend():
         driver.take_used()
 
 
+def test_the_driver_notices_a_head_given_back_twice():
+    _, driver, device = make_ring(4)
+    head = driver.add([], [(DATA, 8)])
+    driver.publish()
+    for _ in range(2):
+        device.push_used(head, 8)
+    device.publish()
+    assert driver.take_used() == (head, 8)
+    with pytest.raises(BadRing, match="does not have"):
+        driver.take_used()
+
+
 def test_notification_by_flag():
     view, driver, device = make_ring(4)
     for suppressed in (0, 1, 0):

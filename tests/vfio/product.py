@@ -33,7 +33,7 @@ def packets(count: int) -> list[bytes]:
 
 def main(address: str, count: int) -> None:
     expected = packets(count)
-    path = "/tmp/product.sock"
+    path = "/run/product.sock"
     received = sent = 0
     with vhost_ioat.EthVhost(path, ioats={0: address}, mempool=16 << 20, ioat_fallback=False) as port:
         with vhost_ioat.guest.Guest(path, rx_buf=4096) as guest:

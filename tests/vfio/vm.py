@@ -141,7 +141,8 @@ class VM(Console):
         if self._host:
             self.run("modprobe 9pnet_virtio && modprobe 9p")
             self.run("mount -t 9p -o ro,trans=virtio,cache=loose,msize=262144 host /host")
-            self.run("for folder in dev proc sys tmp; do mount --bind /$folder /host/$folder; done")
+            # Not /tmp: the checkout may lie there.
+            self.run("for folder in dev proc sys run; do mount --bind /$folder /host/$folder; done")
 
     def run(self, command: str, *, timeout: float = 60, check: bool = True) -> str:
         """Run one line of shell and return what it printed; AssertionError when it fails."""
