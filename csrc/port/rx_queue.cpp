@@ -14,12 +14,6 @@ using virtio::Fault;
 using virtio::Feature;
 using virtio::NetHeader;
 
-namespace {
-/// A burst of packets in many pieces ends early rather than need more scratch; a single packet in more is malformed.
-constexpr uint32_t extra_pieces = 4096;
-constexpr uint32_t prefetch_ahead = 8;  // descriptors
-}  // namespace
-
 void RxQueue::setup(RingSetup setup) {
   const uint32_t size = setup.size;
   const bool running = setup.running;
@@ -27,6 +21,7 @@ void RxQueue::setup(RingSetup setup) {
   if (!running) return;
   packets_.resize(size);
   extents_.resize(size);
+  // A burst of packets in more pieces ends early; a single packet in more is malformed.
   pieces_.resize(size + extra_pieces);
 }
 

@@ -24,6 +24,9 @@ struct RingSetup {
   UniqueFd call, err;  // duplicates, or none
 };
 
+constexpr uint32_t extra_pieces = 4096;  // scratch for packets in pieces, beyond one piece for each ring entry
+constexpr uint32_t prefetch_ahead = 8;   // descriptors
+
 /// What rx and tx queues share: the ring, the memory it points into, and the notification of the guest.
 /// Everything but owner() is touched by the owner only.
 class VringQueue {

@@ -40,6 +40,29 @@ TEST_CASE("tx: a packet is written behind a zero header whose num_buffers is 1")
   CHECK(guest.host(GuestRig::buffers)[72] == 0xaa);  // nothing behind the packet
 }
 
+TEST_CASE("tx: a packet is written behind its header whichever bytes of it were in the buffer before") {
+  for (const bool modern : {true, false}) {
+    const auto features = modern ? virtio::supported_features
+                                 : virtio::supported_features.without(Feature::VERSION_1).without(Feature::MRG_RXBUF);
+    GuestRig guest(256, features);
+    TxQueue queue;
+    queue.setup(guest.setup());
+    const uint8_t header[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0};
+    const uint32_t size = guest.header_size();
+    CHECK(size == (modern ? 12 : 10));
+    for (uint32_t i = 0; i < size; ++i) {
+      const uint64_t buffer = GuestRig::buffers + i * 2048;
+      std::memcpy(guest.host(buffer), header, size);
+      guest.host(buffer)[i] ^= 0xa5;
+      guest.post(buffer, 2048);
+      const Bytes packet = pattern(60, static_cast<uint8_t>(i));
+      CHECK(queue.enqueue(PacketView::of(guest.burst({packet}))) == 1);
+      CHECK(received(guest, buffer, packet));
+      CHECK(std::memcmp(guest.host(buffer), header, size) == 0);
+    }
+  }
+}
+
 TEST_CASE("tx: the burst ends at the first packet without a buffer, and nothing is lost") {
   GuestRig guest;
   TxQueue queue;
