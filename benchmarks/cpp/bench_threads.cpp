@@ -24,16 +24,17 @@ struct Lane {
   bench::RingRig rx_rig{256, len + 12, false}, tx_rig{256, 2048, true};
   port::RxQueue rx;
   port::TxQueue tx;
+  std::shared_ptr<memory::PacketArena> arena = memory::PacketArena::create(32 << 20);  // as in a port
   uint64_t packets = 0;
 
   void setup() {
     rx.setup(rx_rig.setup());
     tx.setup(tx_rig.setup());
   }
-  void round(memory::PacketArena& arena) {
+  void round() {
     rx_rig.make_available(burst);
     tx_rig.make_available(burst);
-    virtio::Burst got = rx.dequeue(arena, burst);
+    virtio::Burst got = rx.dequeue(*arena, burst);
     packets += tx.enqueue(port::PacketView::of(got));
   }
 };
@@ -42,7 +43,6 @@ struct Lane {
 
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
-  auto arena = memory::PacketArena::create(64 << 20);  // one for all, as in a port
   std::vector<std::unique_ptr<Lane>> lanes;
   for (int i = 0; i < threads; ++i) {
     lanes.push_back(std::make_unique<Lane>());
@@ -53,7 +53,7 @@ int main(int argc, char** argv) {
   const auto begin = std::chrono::steady_clock::now();
   for (auto& lane : lanes) {
     running.emplace_back([&, l = lane.get()] {
-      while (!stop.load(std::memory_order_relaxed)) l->round(*arena);
+      while (!stop.load(std::memory_order_relaxed)) l->round();
     });
   }
   std::this_thread::sleep_for(std::chrono::milliseconds(500));  // the measured time itself

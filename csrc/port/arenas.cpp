@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "port/arenas.hpp"
 
-#include <algorithm>
 #include <atomic>
 #include <mutex>
 
@@ -12,7 +11,7 @@ constexpr size_t common_arena_size = size_t{64} << 20;
 
 struct Registry {
   std::mutex mutex;
-  std::vector<std::shared_ptr<memory::PacketArena>> arenas;
+  std::vector<std::weak_ptr<memory::PacketArena>> arenas;
   std::atomic<size_t> generation{0};
 };
 Registry& registry() {
@@ -21,21 +20,20 @@ Registry& registry() {
 }
 }  // namespace
 
-void register_arena(std::shared_ptr<memory::PacketArena> arena) {
+void register_arena(const std::shared_ptr<memory::PacketArena>& arena) {
   std::lock_guard lock(registry().mutex);
-  registry().arenas.push_back(std::move(arena));
+  std::erase_if(registry().arenas, [](const auto& known) { return known.expired(); });
+  registry().arenas.push_back(arena);
   registry().generation.fetch_add(1, std::memory_order_release);  // pairs with the load in arena_generation()
-}
-
-void unregister_arena(const std::shared_ptr<memory::PacketArena>& arena) {
-  std::lock_guard lock(registry().mutex);
-  std::erase(registry().arenas, arena);
 }
 
 std::vector<std::shared_ptr<memory::PacketArena>> registered_arenas(size_t& generation) {
   std::lock_guard lock(registry().mutex);
   generation = registry().generation.load(std::memory_order_relaxed);
-  return registry().arenas;
+  std::vector<std::shared_ptr<memory::PacketArena>> living;
+  for (const auto& known : registry().arenas)
+    if (auto arena = known.lock()) living.push_back(std::move(arena));
+  return living;
 }
 
 size_t arena_generation() noexcept { return registry().generation.load(std::memory_order_acquire); }

@@ -9,10 +9,9 @@
 namespace vhost_ioat::port {
 
 /// The packet arenas of this process: a burst received on one port may be sent on any other, so every engine has to
-/// know every arena. Any thread.
-void register_arena(std::shared_ptr<memory::PacketArena> arena);
-void unregister_arena(const std::shared_ptr<memory::PacketArena>& arena);
-/// Those registered now; `generation` changes whenever one is added.
+/// know every arena. Any thread. One that nobody uses any more is forgotten.
+void register_arena(const std::shared_ptr<memory::PacketArena>& arena);
+/// Those in use; `generation` changes whenever one is added.
 std::vector<std::shared_ptr<memory::PacketArena>> registered_arenas(size_t& generation);
 size_t arena_generation() noexcept;
 

@@ -80,12 +80,12 @@ void EthVhost::make_engines() {
     auto engine = make_engine(queue, name);
     TxQueue& txq = *txqs_[queue];
     // Two bytes for each cookie of the longest in-flight list.
-    memory::Block slots = arena_->allocate(2 * sizeof(uint16_t) * virtio::max_ring_size);
+    memory::Block slots = arenas_[queue]->allocate(2 * sizeof(uint16_t) * virtio::max_ring_size);
     if (!slots) throw ConfigError("mempool is too small for the engine's index slots; give at least 1 MiB");
     const Publish publish = engine->capabilities().in_order ? config_.publish : Publish::cpu;
     txq.set_engine(std::move(engine), config_.ioat_threshold, publish, std::move(slots));
     map_arenas(queue);
-    if (config_.ioat_threshold == 0) txq.set_threshold(calibrate(*txq.engine(), *arena_));
+    if (config_.ioat_threshold == 0) txq.set_threshold(calibrate(*txq.engine(), *arenas_[queue]));
   }
 }
 

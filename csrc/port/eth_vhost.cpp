@@ -24,13 +24,13 @@ UniqueFd make_epoll() {
 EthVhost::EthVhost(PortConfig config)
     : config_(std::move(config)),
       loop_(EventLoop::get()),
-      arena_(memory::PacketArena::create(config_.mempool)),
       engines_(config_.queues),
       kick_fds_(config_.queues, -1),
       bases_(2 * config_.queues),
       ring_usable_(2 * config_.queues) {
-  register_arena(arena_);
   for (uint32_t q = 0; q < config_.queues; ++q) {
+    arenas_.push_back(memory::PacketArena::create(config_.mempool / config_.queues));
+    register_arena(arenas_[q]);
     rxqs_.push_back(std::make_unique<RxQueue>());
     txqs_.push_back(std::make_unique<TxQueue>());
     rx_fds_.push_back(make_epoll());
@@ -94,7 +94,6 @@ void EthVhost::close() {
     });
     if (!all) std::this_thread::yield();
   }
-  unregister_arena(arena_);
   link_changed_.notify_all();
 }
 
@@ -128,7 +127,7 @@ virtio::Burst EthVhost::rx_burst(uint32_t queue, uint32_t n) {
   RxQueue& rxq = *rxqs_[queue];
   Visit visit(rxq.owner(), "rx", queue);
   if (!visit.inside()) return {};
-  virtio::Burst burst = rxq.dequeue(*arena_, n);
+  virtio::Burst burst = rxq.dequeue(*arenas_[queue], n);
   after_burst(rxq, rxq.fault_to_report());
   return burst;
 }

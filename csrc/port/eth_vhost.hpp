@@ -62,7 +62,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   Reports& reports() { return reports_; }
   uint32_t queues() const { return config_.queues; }
   const PortConfig& config() const { return config_; }
-  const std::shared_ptr<memory::PacketArena>& arena() const { return arena_; }
+  const std::shared_ptr<memory::PacketArena>& arena(uint32_t queue = 0) const { return arenas_[queue]; }
 
   struct Stats {
     uint64_t ipackets = 0, opackets = 0, ibytes = 0, obytes = 0, imissed = 0, ierrors = 0, oerrors = 0, rx_nombuf = 0;
@@ -154,7 +154,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
 
   PortConfig config_;
   std::shared_ptr<EventLoop> loop_;
-  std::shared_ptr<memory::PacketArena> arena_;
+  std::vector<std::shared_ptr<memory::PacketArena>> arenas_;  // one for each rx queue: their threads share no lock
   std::vector<std::unique_ptr<RxQueue>> rxqs_;
   std::vector<std::unique_ptr<TxQueue>> txqs_;
   std::vector<Engine> engines_;

@@ -228,7 +228,7 @@ class Devargs:
         publish: Who writes the used index of a queue with an engine: "cpu" or "dma".
         sw_mode: How software engines run: "threaded" (a worker each), "inline" (the caller copies), "stepped" (tests).
         socket_mode: Permissions of a listening socket.
-        mempool: Bytes of packet memory.
+        mempool: Bytes of packet memory, shared out equally to the rx queues (each gets 1 MiB at least).
         max_guest_mem: Bytes of guest memory accepted from a front end; None: the RAM of this machine.
         mrg_rxbuf, csum, guest_csum, tso, guest_tso, uso, guest_uso, mtu, status, ctrl_vq, mq, any_layout,
         indirect_desc, event_idx, protocol_features, version_1, in_order: Offer this feature. tso and uso include their
