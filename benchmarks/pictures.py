@@ -21,6 +21,7 @@ def draw(rows: dict[str, Rows]) -> None:
 
 
 def _peer(rows: Rows) -> None:
+    rows = [row for row in rows if row["cores"] == "any"]
     names = [
         f"{row['size']} B"
         + "".join(
