@@ -76,7 +76,7 @@ def sysroot() -> Path:
         (unpacked / name).symlink_to(f"usr/{name}")
     archives = apt_root / "var/cache/apt/archives"
     for package in sorted(archives.glob("*.deb")):
-        unpack = ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", unpacked]
+        unpack: list[str | Path] = ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", unpacked]
         with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as tar:
             subprocess.run(unpack, stdin=tar.stdout, check=True)
         if tar.returncode:
