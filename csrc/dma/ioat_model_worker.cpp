@@ -29,9 +29,10 @@ void block_signals() {
 void IoatModel::work() {
   block_signals();
   pthread_setname_np(pthread_self(), "ioat-model");
-  while (!stop_) {
-    // Read before the look for work: a doorbell after that look changes it, so the exchange below fails.
+  for (;;) {
+    // Read before the looks at stop_ and for work: a wake() after them changes it, so the exchange below fails.
     const uint32_t seen = wakeups_.load(std::memory_order_acquire) & ~parked;
+    if (stop_) return;
     while (run_one()) {
     }
     const auto until = Clock::now() + spin_before_park;

@@ -541,6 +541,13 @@ TEST_CASE("model: a threaded model that waits a minute ends at once") {
 // --- The worker
 // -------------------------------------------------------------------------------------------------------
 
+TEST_CASE("model: a threaded model ends whenever that is asked") {
+  for (int round = 0; round < 8000; ++round) {  // from before its thread runs to when that is about to park
+    const Device device({.mode = Mode::threaded});
+    for (int turns = round % 50; turns != 0; --turns) std::this_thread::yield();
+  }
+}
+
 TEST_CASE("model: threaded copies are seen behind the write-back, from a parked and from a spinning worker") {
   Device device({.mode = Mode::threaded});
   device.start();
