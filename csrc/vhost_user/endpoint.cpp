@@ -86,11 +86,12 @@ void Endpoint::try_connect() {
 }
 
 void Endpoint::try_again_later(const char* what) {
-  const bool nobody_there = errno == ENOENT || errno == ECONNREFUSED || errno == EAGAIN;
-  if (!nobody_there && errno != last_error_) {
-    owner_.trouble(format("%s: cannot %s: %s; trying again", config_.path.c_str(), what, std::strerror(errno)));
+  const int error = errno;
+  const bool nobody_there = error == ENOENT || error == ECONNREFUSED || error == EAGAIN;
+  if (!nobody_there && error != last_error_) {
+    owner_.trouble(format("%s: cannot %s: %s; trying again", config_.path.c_str(), what, std::strerror(error)));
   }
-  last_error_ = errno;
+  last_error_ = error;
   watch_listener(false);  // it stays readable and would call at once
   timer_ = loop_->call_at(Clock::now() + delay_, [this] {
     timer_ = 0;
