@@ -33,14 +33,21 @@ IMIX = "imix"
 SIZES = (64, 128, 256, 512, 1024, 1518, 9000, IMIX)
 HYPERTHREADS_NS = 120.0  # 50 to 60 were seen within one physical core, 250 to 350 between two
 FEWEST = 4  # slices that make a row
-CHANGES: tuple[dict[str, Any], ...] = ({"ring": 1024}, {"mrg_rxbuf": 0}, {"in_order": 0}, {"queues": 2})
+CHANGES: tuple[dict[str, Any], ...] = ({"ring": 1024}, {"mrg_rxbuf": 0}, {"in_order": 0}, {"queues": 2}, {"guests": 2})
 
 
-def python_loop(path: str, queues: int) -> None:
+def python_loop(paths: list[str], queues: int) -> None:
     """What a user writes. Runs until it is killed."""
     os.sched_setaffinity(0, {1 % (os.cpu_count() or 1)})
-    with vhost_ioat.EthVhost(path, queues=queues) as port:
+    with ExitStack() as stack:
+        ports = [stack.enter_context(vhost_ioat.EthVhost(path, queues=queues)) for path in paths]
         print("ready", flush=True)
+        if len(ports) == 2:
+            left, right = ports
+            while True:
+                right.tx_burst(0, left.rx_burst(0, 64))
+                left.tx_burst(0, right.rx_burst(0, 64))
+        port = ports[0]
         if queues == 1:
             rx_burst, tx_burst = port.rx_burst, port.tx_burst
             while True:
@@ -51,17 +58,30 @@ def python_loop(path: str, queues: int) -> None:
 
 
 class Pair:
-    """A back end and its front end; `rate()` runs them for one slice."""
+    """A back end and its front end; `rate()` runs them for one slice.
+
+    With two guests the back end forwards between two ports, and the front end, both guests in one, between its two.
+    """
 
     def __init__(
-        self, stack: ExitStack, path: str, *, ours: bool, size: int | str, queues: int, ring: int, **card: int
+        self,
+        stack: ExitStack,
+        path: str,
+        *,
+        ours: bool,
+        size: int | str,
+        queues: int,
+        ring: int,
+        guests: int = 1,
+        **card: int,
     ) -> None:
         self._front: Testpmd
         self.pids: list[int] = []
+        paths = [f"{path}{index}" for index in range(guests)]
         extra = [f"--rxq={queues}", f"--txq={queues}"] if queues > 1 else []
         if ours:
             back = subprocess.Popen(
-                [sys.executable, __file__, "--loop", path, "--queues", str(queues)], stdout=subprocess.PIPE, text=True
+                [sys.executable, __file__, "--loop", *paths, "--queues", str(queues)], stdout=subprocess.PIPE, text=True
             )
             stack.callback(back.wait)
             stack.callback(back.kill)
@@ -69,12 +89,13 @@ class Pair:
             assert back.stdout.readline() == "ready\n"
             self.pids.append(back.pid)
         else:
-            net = stack.enter_context(Testpmd(net_vhost(path, queues=queues), core=1, args=extra))
+            cards = [net_vhost(path, queues=queues, index=index) for index, path in enumerate(paths)]
+            net = stack.enter_context(Testpmd(*cards, core=1, args=extra))
             net.command("start")
             self.pids.append(net.process.pid)
         self._front = stack.enter_context(
             Testpmd(
-                virtio_user(path, queues=queues, ring=ring, **card),
+                *(virtio_user(path, queues=queues, ring=ring, index=n, **card) for n, path in enumerate(paths)),
                 core=0,
                 forward="mac",
                 args=extra,
@@ -153,7 +174,7 @@ def compare(results: Results, slices: int, seconds: float, **setting: Any) -> No
 
 
 def run(results: Results, slices: int = 20, seconds: float = 1.0, *, full: bool = False) -> None:
-    base: dict[str, Any] = {"queues": 1, "ring": 256, "mrg_rxbuf": 1, "in_order": 1}
+    base: dict[str, Any] = {"guests": 1, "queues": 1, "ring": 256, "mrg_rxbuf": 1, "in_order": 1}
     for size in SIZES:
         compare(results, slices, seconds, size=size, **base)
     changes = (
@@ -170,8 +191,9 @@ def run(results: Results, slices: int = 20, seconds: float = 1.0, *, full: bool 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loop")
+    parser.add_argument("--loop", nargs="+")
     parser.add_argument("--queues", type=int, default=1)
+    parser.add_argument("--guests", type=int, default=1)
     parser.add_argument("--slices", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--size", type=lambda text: text if text == IMIX else int(text))
@@ -185,6 +207,7 @@ if __name__ == "__main__":
             options.slices,
             options.seconds,
             size=options.size,
+            guests=options.guests,
             queues=options.queues,
             ring=256,
             mrg_rxbuf=1,

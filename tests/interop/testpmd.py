@@ -13,10 +13,12 @@ from interop.console import Console
 _serial = itertools.count()
 
 
-def virtio_user(path: str, *, queues: int = 1, server: bool = False, ring: int = 256, **options: int | str) -> str:
+def virtio_user(
+    path: str, *, queues: int = 1, server: bool = False, ring: int = 256, index: int = 0, **options: int | str
+) -> str:
     """A --vdev argument: a virtio-net card whose back end is on the vhost-user socket `path`."""
     extra = "".join(f",{key}={value}" for key, value in options.items())
-    return f"net_virtio_user0,path={path},queues={queues},queue_size={ring},server={int(server)}{extra}"
+    return f"net_virtio_user{index},path={path},queues={queues},queue_size={ring},server={int(server)}{extra}"
 
 
 def net_vhost(path: str, *, queues: int = 1, client: bool = False, index: int = 0) -> str:
