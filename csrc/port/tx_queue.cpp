@@ -54,7 +54,7 @@ void TxQueue::abandon() {
       new std::tuple(std::move(engine_), std::move(in_flight_), std::move(index_slots_), std::move(memory_));
   in_flight_ = {};
   offload_ = running_ = false;
-  index_writes_ = 0;
+  index_writes_ = unpublished_ = 0;
   pending_packets_.store(0, std::memory_order_relaxed);
 }
 
@@ -373,19 +373,23 @@ uint32_t TxQueue::reap(uint32_t limit) noexcept {
   for (; limit != 0 && !in_flight_.empty() && !in_flight_.front().pending; --limit) {
     InFlightList::Entry& entry = in_flight_.front();
     ready_ = entry.used_end;
+    unpublished_ += entry.packets;
     if (entry.index_write) {
       --index_writes_;
-      if (!entry.failed) ring_.published_by_engine(entry.used_end);
+      if (!entry.failed) {
+        ring_.published_by_engine(entry.used_end);
+        packets += std::exchange(unpublished_, 0);
+      }
     } else if (entry.failed) {  // only ever given back by an engine that is stopped
       in_flight_.copy_by_cpu(entry);
     }
     counters.packets.add(entry.packets);
     counters.bytes.add(entry.bytes);
-    packets += entry.packets;
     in_flight_.pop();
   }
-  pending_packets_.store(pending_packets_.load(std::memory_order_relaxed) - packets, std::memory_order_relaxed);
   publish_by_cpu();
+  if (index_writes_ == 0) packets += std::exchange(unpublished_, 0);
+  pending_packets_.store(pending_packets_.load(std::memory_order_relaxed) - packets, std::memory_order_relaxed);
   note_engine_stats();
   return packets;
 }

@@ -80,6 +80,7 @@ class TxQueue : public VringQueue {
   InFlightList in_flight_;
   RingIndex ready_;            // every packet before it is whole in guest memory
   uint32_t index_writes_ = 0;  // index entries in flight; while there are any, used->idx is the engine's
+  uint32_t unpublished_ = 0;   // packets that are whole but behind an index write; pending, or nobody would look for it
   memory::Block index_slots_;  // uint16_t by cookie: what the engine copies to used->idx
   InFlightList::Entry* reads_block_ = nullptr;  // last entry of this burst whose copies read its block
   bool packet_in_flight_ = false;               // hand_to_engine() has made an entry for the current packet

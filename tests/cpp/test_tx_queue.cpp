@@ -226,13 +226,17 @@ TEST_CASE("tx: publish=dma: the engine writes the used index behind the data, th
   CHECK(queue.enqueue(PacketView::of(guest.burst({packets[0], packets[1]}))) == 2);
   CHECK(queue.enqueue(PacketView::of(guest.burst({packets[2], packets[3]}))) == 2);
   model->step(1);
-  CHECK(queue.reap() == 2);  // both packets are whole, but the index is the engine's
+  CHECK(queue.reap() == 0);  // both packets are whole, but the index is the engine's
+  CHECK(queue.pending_packets() == 4);
   CHECK(guest.used_idx() == 0);
   model->step(1);
   CHECK(guest.used_idx() == 2);  // before anybody reaps
+  CHECK(queue.reap() == 2);
+  CHECK(queue.pending_packets() == 2);
   model->step(2);
   CHECK(guest.used_idx() == 4);
-  queue.reap();
+  CHECK(queue.reap() == 2);
+  CHECK(queue.pending_packets() == 0);
   CHECK(queue.idle());
   CHECK(queue.ring().published() == RingIndex(4));
   for (uint64_t i = 0; i < 4; ++i) CHECK(received(guest, GuestRig::buffers + i * 65536, packets[i]));
