@@ -2,6 +2,7 @@
 """Answer ARP and ping for 10.0.0.1: python echo.py iface=/tmp/vhost0.sock,queues=1."""
 
 import contextlib
+import itertools
 import sys
 
 import numpy as np
@@ -31,8 +32,7 @@ def answer(packet: np.ndarray) -> bool:
     return True
 
 
-with vhost_ioat.EthVhost.from_devargs(sys.argv[1]) as port, contextlib.suppress(KeyboardInterrupt):
-    while True:
-        for queue in range(port.devargs.queues):
-            if burst := port.rx_burst(queue):
-                port.tx_burst(queue, burst[np.array([answer(packet) for packet in burst])])
+with contextlib.suppress(KeyboardInterrupt), vhost_ioat.EthVhost.from_devargs(sys.argv[1]) as port:
+    for queue in itertools.cycle(range(port.devargs.queues)):
+        burst = port.rx_burst(queue)
+        port.tx_burst(queue, burst[np.array([answer(packet) for packet in burst], bool)])

@@ -37,7 +37,7 @@ def answer(request: Packet) -> Packet | None:
 
 def main() -> None:
     """Answer until Ctrl-C."""
-    with vhost_ioat.EthVhost.from_devargs(sys.argv[1]) as port, contextlib.suppress(KeyboardInterrupt):
+    with vhost_ioat.EthVhost.from_devargs(sys.argv[1]) as port:
         while True:
             burst = port.rx_burst(0)
             requests = [Ether(burst.tobytes(index)) for index in range(len(burst))]
@@ -52,4 +52,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Here and not in main(): CPython 3.13 may raise at the jump back of a loop, which no `with` around the loop sees.
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
