@@ -33,20 +33,23 @@ def native_rate(port: vhost_ioat.EthVhost, burst: int, seconds: float) -> float:
 
 def run(results: Results, slices: int = 20, seconds: float = 0.5) -> None:
     os.sched_setaffinity(0, {1 % (os.cpu_count() or 1)})
-    with tempfile.TemporaryDirectory() as folder, vhost_ioat.EthVhost(f"{folder}/s") as port:
-        with Testpmd(virtio_user(f"{folder}/s", ring=1024), core=0, forward="mac") as front:
-            front.command("start tx_first 32")
-            for burst in (8, 32, 64, 256):
-                python, native = [], []
-                for _ in range(slices):
-                    python.append(python_rate(port, burst, seconds))
-                    native.append(native_rate(port, burst, seconds))
-                results.add(
-                    "python cost",
-                    burst=burst,
-                    python_to_native=Ratio.of(python, native),
-                    python_mpps=round(max(python) / 1e6, 2),
-                )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        vhost_ioat.EthVhost(f"{folder}/s") as port,
+        Testpmd(virtio_user(f"{folder}/s", ring=1024), core=0, forward="mac") as front,
+    ):
+        front.command("start tx_first 32")
+        for burst in (8, 32, 64, 256):
+            python, native = [], []
+            for _ in range(slices):
+                python.append(python_rate(port, burst, seconds))
+                native.append(native_rate(port, burst, seconds))
+            results.add(
+                "python cost",
+                burst=burst,
+                python_to_native=Ratio.of(python, native),
+                python_mpps=round(max(python) / 1e6, 2),
+            )
 
 
 if __name__ == "__main__":
