@@ -63,7 +63,7 @@ def loop(
         "--no-flush-rx",
     ]
     if size > 1518 and not mrg_rxbuf:
-        args += ["--mbuf-size=10240", "--total-num-mbufs=4096"]  # the later option counts
+        args += ["--mbuf-size=10240", "--total-num-mbufs=12288"]  # the later option counts; both rings and more
 
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(vhost_ioat.EthVhost(socket_path, queues=queues, client=client, **engine))
