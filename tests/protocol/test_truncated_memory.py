@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import vhost_ioat
+from traffic import until
 from vhost_ioat.guest import Guest
 from vhost_ioat.testing.frontend import RawFrontend, vring, vring_addr
 
@@ -99,7 +100,7 @@ def test_found_by_the_caller_of_a_burst(
             touch(port)
             assert front.is_dropped()
         assert port.wait_link(up=False, timeout=10)
-        assert [event for event in port.events(timeout=5) if event.kind == "peer"]
+        until(lambda: any(event.kind == "peer" for event in port.events(timeout=1)), "the event")
         with Guest(socket_path) as guest:  # the next peer is served
             guest.connect(timeout=10)
             assert port.wait_link(timeout=10)
@@ -114,4 +115,4 @@ def test_found_by_the_control_thread(
             with contextlib.suppress(ConnectionError):
                 front.start_ring(1)  # a ring that starts is read
             assert front.is_dropped()
-        assert [event for event in port.events(timeout=5) if event.kind == "peer"]
+        until(lambda: any(event.kind == "peer" for event in port.events(timeout=1)), "the event")
