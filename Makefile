@@ -102,7 +102,7 @@ bench-check: $(STAMPS)/dev ## instructions per packet against benchmarks/referen
 	cmake --build --preset release
 	$(PY) benchmarks/instructions.py --check
 
-interop-full: $(STAMPS)/package $(STAMPS)/dev ## the full product of the DPDK matrix, 144 runs (10 minutes)
+interop-full: $(STAMPS)/package $(STAMPS)/dev ## the full product of the DPDK matrix, 144 runs (3 minutes)
 	tools/need dpdk qemu busybox-static cpio
 	VHOST_IOAT_REQUIRE=peers $(PY) -m pytest tests/interop -m full --override-ini=timeout=600 $(PYTEST_ARGS)
 

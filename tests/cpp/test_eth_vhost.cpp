@@ -188,6 +188,24 @@ TEST_CASE("port: close() ends when the copies have") {
   });
 }
 
+TEST_CASE("port: each queue has a packet arena, and a port that is gone or was never made leaves none known") {
+  size_t generation;
+  const size_t before = port::registered_arenas(generation).size();
+  port::PortConfig config;
+  config.iface = "/nowhere";  // never started
+  config.queues = 2;
+  {
+    const EthVhost port(config);
+    CHECK(port.arena(0) != port.arena(1));
+    CHECK(port::registered_arenas(generation).size() == before + 2);
+  }
+  CHECK(port::registered_arenas(generation).size() == before);
+  config.ioats[0] = "ffff:ff:1f.7";  // no such device
+  config.ioat_fallback = false;
+  CHECK_THROWS_AS(EthVhost{config}, Error);
+  CHECK(port::registered_arenas(generation).size() == before);
+}
+
 TEST_CASE("port: an engine that hangs in its reset is revoked, and the CPU makes its copies") {
   for (auto publish : {port::Publish::cpu, port::Publish::dma}) {
     Loaded loaded(publish);
