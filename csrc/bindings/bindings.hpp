@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <pybind11/critical_section.h>
 #include <pybind11/pybind11.h>
 
 #include <functional>
+#include <utility>
 
 // One register_* for each family of classes; module.cpp calls them. No other folder includes Python or pybind11.
 namespace vhost_ioat::bindings {
@@ -18,6 +20,41 @@ void register_dma(py::module_& m);     // submodule dma
 
 /// Sets the Python error for the C++ exception being handled; for functions that Python calls without pybind11.
 void set_python_error() noexcept;
+
+/// One call of an object at a time, for objects that know nothing of threads. With a GIL it does nothing, as no two
+/// calls overlap; without one it is CPython's lock of that object and, like the GIL, let go where the call waits.
+class Turn {
+ public:
+#ifdef Py_GIL_DISABLED
+  template <typename T>
+  explicit Turn(const T& object) : self_(py::cast(&object, py::return_value_policy::reference)), section_(self_) {}
+
+ private:
+  py::object self_;
+  py::scoped_critical_section section_;
+#else
+  template <typename T>
+  explicit Turn(const T&) {}
+  ~Turn() {}  // so that nobody is told of an unused variable
+#endif
+};
+
+/// A method for Python whose calls take turns.
+template <typename Class, typename Return, typename... Arguments>
+auto in_turn(Return (Class::*method)(Arguments...)) {
+  return [method](Class& self, Arguments... arguments) -> Return {
+    const Turn turn(self);
+    return (self.*method)(std::forward<Arguments>(arguments)...);
+  };
+}
+
+template <typename Class, typename Return, typename... Arguments>
+auto in_turn(Return (Class::*method)(Arguments...) const) {
+  return [method](const Class& self, Arguments... arguments) -> Return {
+    const Turn turn(self);
+    return (self.*method)(std::forward<Arguments>(arguments)...);
+  };
+}
 
 /// Runs `body(slice)` with growing patience until it returns true or `timeout` (None: never) has passed; without the
 /// GIL, and looking for Ctrl-C between slices. Returns what the last call returned.

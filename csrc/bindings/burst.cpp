@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -17,7 +18,13 @@ namespace {
 
 PyTypeObject* burst_type = nullptr;
 
-/// Freed bursts, so that a polling loop makes its bursts without the allocator. Guarded by the GIL.
+/// Freed bursts, so that a polling loop makes its bursts without the allocator. Guarded by the GIL; without one there
+/// is nothing is kept, as CPython's allocator for small objects is each thread's own then.
+#ifdef Py_GIL_DISABLED
+constexpr bool keep_freed = false;
+#else
+constexpr bool keep_freed = true;
+#endif
 constexpr size_t free_list_capacity = 32;
 PyBurst* free_list[free_list_capacity];
 size_t free_list_size = 0;
@@ -49,7 +56,7 @@ void burst_dealloc(PyObject* object) {
   self->block.~Block();
   Py_XDECREF(self->arrays_of);
   std::free(self->own_arrays);
-  if (free_list_size < free_list_capacity) {
+  if (keep_freed && free_list_size < free_list_capacity) {
     free_list[free_list_size++] = self;
   } else {
     PyObject_Free(self);
@@ -88,22 +95,30 @@ py::dtype header_dtype() {
 
 Py_ssize_t burst_length(PyObject* self) { return of(self)->count; }
 
-PyObject* packet_view(PyBurst* self, Py_ssize_t i) {
-  // The base is the burst: numpy keeps it, it keeps the memory.
-  return py::array(py::dtype::of<uint8_t>(), {py::ssize_t{self->length(i)}}, {py::ssize_t{1}}, self->packet(i),
-                   py::handle(reinterpret_cast<PyObject*>(self)))
-      .release()
-      .ptr();
-}
+struct Packet {
+  Py_ssize_t index;
+  uint8_t* data;
+  uint32_t length;
+};
 
-Py_ssize_t checked_index(PyBurst* self, Py_ssize_t i) {
+/// The i-th packet, from the end when negative. Its length is anybody's to write: read once, checked, and used as read.
+Packet checked_packet(PyBurst* self, Py_ssize_t i) {
   const Py_ssize_t index = i < 0 ? i + self->count : i;
   if (index < 0 || index >= Py_ssize_t{self->count})
     throw py::index_error(format("packet %zd, but the burst has %u", i, self->count));
-  if (self->length(index) > self->stride)
-    throw py::value_error(
-        format("packet %zd: length %u is above the burst's stride of %u", i, self->length(index), self->stride));
-  return index;
+  const uint32_t length = std::atomic_ref(self->length(index)).load(std::memory_order_relaxed);
+  if (length > self->stride)
+    throw py::value_error(format("packet %zd: length %u is above the burst's stride of %u", i, length, self->stride));
+  return {index, self->packet(index), length};
+}
+
+PyObject* packet_view(PyBurst* self, Py_ssize_t i) {
+  const Packet packet = checked_packet(self, i);
+  // The base is the burst: numpy keeps it, it keeps the memory.
+  return py::array(py::dtype::of<uint8_t>(), {py::ssize_t{packet.length}}, {py::ssize_t{1}}, packet.data,
+                   py::handle(reinterpret_cast<PyObject*>(self)))
+      .release()
+      .ptr();
 }
 
 PyBurst* share(PyBurst* self, Py_ssize_t first, Py_ssize_t step, uint32_t count) {
@@ -127,7 +142,7 @@ PyBurst* share(PyBurst* self, Py_ssize_t first, Py_ssize_t step, uint32_t count)
 PyBurst* choose(PyBurst* self, const py::array_t<int64_t>& indices) {
   const auto count = static_cast<size_t>(indices.size());
   const int64_t* index = indices.data();
-  for (size_t i = 0; i < count; ++i) checked_index(self, static_cast<Py_ssize_t>(index[i]));
+  for (size_t i = 0; i < count; ++i) checked_packet(self, static_cast<Py_ssize_t>(index[i]));
   PyBurst* part = make();
   if (count == 0) return part;
   part->own_arrays = std::malloc(count * (2 * sizeof(uint32_t) + sizeof(virtio::NetHeader)));
@@ -146,10 +161,10 @@ PyBurst* choose(PyBurst* self, const py::array_t<int64_t>& indices) {
     part->data = self->packet(self->count - 1);
   }
   for (size_t i = 0; i < count; ++i) {
-    const Py_ssize_t from = checked_index(self, static_cast<Py_ssize_t>(index[i]));
-    part->rows[i] = static_cast<uint32_t>((self->packet(from) - part->data) / Py_ssize_t{self->stride});
-    part->lengths[i] = self->length(from);
-    part->headers[i] = self->headers[self->step * from];
+    const Packet packet = checked_packet(self, static_cast<Py_ssize_t>(index[i]));
+    part->rows[i] = static_cast<uint32_t>((packet.data - part->data) / Py_ssize_t{self->stride});
+    part->lengths[i] = packet.length;
+    part->headers[i] = self->headers[self->step * packet.index];
   }
   return part;
 }
@@ -179,7 +194,7 @@ PyObject* burst_subscript(PyObject* object, PyObject* key) {
     if (PyIndex_Check(key) && !py::isinstance<py::array>(key)) {  // an ndarray has __index__ too
       const Py_ssize_t i = PyNumber_AsSsize_t(key, PyExc_IndexError);
       if (i == -1 && PyErr_Occurred()) throw py::error_already_set();
-      return packet_view(self, checked_index(self, i));
+      return packet_view(self, i);
     }
     if (PySlice_Check(key)) {
       Py_ssize_t start, stop, step;
@@ -192,17 +207,14 @@ PyObject* burst_subscript(PyObject* object, PyObject* key) {
 }
 
 PyObject* burst_item(PyObject* object, Py_ssize_t i) {
-  return guarded([&] { return packet_view(of(object), checked_index(of(object), i)); });
+  return guarded([&] { return packet_view(of(object), i); });
 }
 
 PyObject* burst_iter(PyObject* object) {
   return guarded([&] {
     PyBurst* self = of(object);
     py::list views(self->count);
-    for (Py_ssize_t i = 0; i < Py_ssize_t{self->count}; ++i) {
-      checked_index(self, i);
-      PyList_SET_ITEM(views.ptr(), i, packet_view(self, i));
-    }
+    for (Py_ssize_t i = 0; i < Py_ssize_t{self->count}; ++i) PyList_SET_ITEM(views.ptr(), i, packet_view(self, i));
     return PyObject_GetIter(views.ptr());  // a list iterator ends without an exception through C++
   });
 }
@@ -254,8 +266,8 @@ PyObject* burst_tobytes(PyObject* object, PyObject* index) {
   return guarded([&] {
     const Py_ssize_t i = PyNumber_AsSsize_t(index, PyExc_IndexError);
     if (i == -1 && PyErr_Occurred()) throw py::error_already_set();
-    const Py_ssize_t at = checked_index(of(object), i);
-    return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(of(object)->packet(at)), of(object)->length(at));
+    const Packet packet = checked_packet(of(object), i);
+    return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(packet.data), packet.length);
   });
 }
 
@@ -264,15 +276,16 @@ PyObject* burst_gather(PyObject* object, PyObject*) {
     PyBurst* self = of(object);
     uint32_t longest = 0;
     for (Py_ssize_t i = 0; i < Py_ssize_t{self->count}; ++i)
-      longest = std::max(longest, self->length(checked_index(self, i)));
+      longest = std::max(longest, checked_packet(self, i).length);
     virtio::Burst copy;
     if (self->count != 0) {
       copy = virtio::Burst::allocate(*port::common_arena(), self->count, longest);
       if (!copy.block) throw std::bad_alloc();
       for (Py_ssize_t i = 0; i < Py_ssize_t{self->count}; ++i) {
-        copy.lengths[i] = self->length(i);
+        const Packet packet = checked_packet(self, i);
+        copy.lengths[i] = std::min(packet.length, longest);  // should it have grown since
         copy.headers[i] = self->headers[self->step * i];
-        std::memcpy(copy.row(static_cast<uint32_t>(i)), self->packet(i), self->length(i));
+        std::memcpy(copy.row(static_cast<uint32_t>(i)), packet.data, copy.lengths[i]);
       }
     }
     return new_burst(std::move(copy));

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -87,21 +88,24 @@ class HeldBuffers {
       const py::gil_scoped_release release;
       space.map(iova, buffer->data(), buffer->size());
     }
+    const std::lock_guard lock(mutex_);
     by_iova_[iova] = std::move(buffer);
   }
   void unmap(DmaSpace& space, uint64_t iova) {
-    const auto found = by_iova_.find(iova);
-    if (found == by_iova_.end()) {
-      throw DmaError(format("no buffer is mapped at IOVA 0x%llx", static_cast<unsigned long long>(iova)));
-    }
-    const auto buffer = std::move(found->second);
-    by_iova_.erase(found);
+    const auto buffer = take(iova);
     const py::gil_scoped_release release;
     space.unmap(iova, buffer->size());
   }
 
  private:
-  std::map<uint64_t, std::unique_ptr<HeldBuffer>> by_iova_;
+  std::unique_ptr<HeldBuffer> take(uint64_t iova) {
+    const std::lock_guard lock(mutex_);
+    auto entry = by_iova_.extract(iova);
+    if (!entry) throw DmaError(format("no buffer is mapped at IOVA 0x%llx", static_cast<unsigned long long>(iova)));
+    return std::move(entry.mapped());
+  }
+  std::mutex mutex_;
+  std::map<uint64_t, std::unique_ptr<HeldBuffer>> by_iova_;  // guarded by mutex_
 };
 
 /// A base before IoatModel, so that the buffers are given back only when the worker has ended.
@@ -199,7 +203,9 @@ class PyChannel {
     dict["resets"] = stats.resets;
     return dict;
   }
-  const IoatChannel& channel() const { return *channel_; }
+  uint32_t outstanding() const { return channel_->outstanding(); }
+  bool failed() const { return channel_->failed(); }
+  std::string why() const { return channel_->why(); }
 
  private:
   void start(ChannelOptions options) {
@@ -356,37 +362,34 @@ One caller at a time. Raises DmaError (it does not work, and what to do), Config
              return std::make_unique<PyChannel>(bdf, ChannelOptions{ring_size, first_index});
            }),
            py::arg("model_or_bdf"), py::kw_only(), py::arg("ring_size") = 1024, py::arg("first_index") = 0)
-      .def("map", &PyChannel::map, py::arg("iova"), py::arg("buffer"),
+      .def("map", in_turn(&PyChannel::map), py::arg("iova"), py::arg("buffer"),
            R"(Lets the device reach `buffer` at `iova`; of a model this is IoatModel.map().
 
 Hardware needs whole pages (an mmap object). The channel, or the model, keeps the buffer alive. Raises DmaError,
 BufferError.)")
-      .def("unmap", &PyChannel::unmap, py::arg("iova"),
+      .def("unmap", in_turn(&PyChannel::unmap), py::arg("iova"),
            "Takes back the buffer mapped at exactly `iova`. Raises DmaError.")
-      .def("copy", &PyChannel::copy, py::arg("dst"), py::arg("src"), py::arg("n"),
+      .def("copy", in_turn(&PyChannel::copy), py::arg("dst"), py::arg("src"), py::arg("n"),
            R"(Puts a copy of `n` bytes in the ring, in as many descriptors as it needs; returns its number.
 
 Numbers count from 0. Raises DmaError: ring full, length 0, address too wide, channel failed or stopped.)")
-      .def("fill", &PyChannel::fill, py::arg("dst"), py::arg("pattern"), py::arg("n"),
+      .def("fill", in_turn(&PyChannel::fill), py::arg("dst"), py::arg("pattern"), py::arg("n"),
            "Puts a fill of `n` bytes with the 64-bit `pattern`, little end first; otherwise as copy().")
-      .def("submit", &PyChannel::submit, "Rings the doorbell for everything put since the last call.")
-      .def("poll", &PyChannel::poll,
+      .def("submit", in_turn(&PyChannel::submit), "Rings the doorbell for everything put since the last call.")
+      .def("poll", in_turn(&PyChannel::poll),
            R"([(number, status), ...] of copies that ended since the last call, in their order. Never waits.
 
 status: "ok"; "error" (the device failed at it); "not_attempted" (it came after that, or after a reset). After a failure
 all of them come at once, and reset() makes the channel work again.)")
-      .def("reset", &PyChannel::reset,
+      .def("reset", in_turn(&PyChannel::reset),
            "Stops the channel and makes it work again, once poll() has handed out what was outstanding. Raises "
            "DmaError.")
-      .def("stats", &PyChannel::stats, "Descriptors submitted and completed, bytes, errors and resets, as a dict.")
-      .def_property_readonly(
-          "outstanding", [](const PyChannel& self) { return self.channel().outstanding(); },
-          "Copies and fills whose status was not taken yet.")
-      .def_property_readonly(
-          "failed", [](const PyChannel& self) { return self.channel().failed(); }, "The device halted, or is gone.")
-      .def_property_readonly(
-          "why", [](const PyChannel& self) { return self.channel().why(); },
-          "What failed, in a sentence; \"\": nothing.");
+      .def("stats", in_turn(&PyChannel::stats),
+           "Descriptors submitted and completed, bytes, errors and resets, as a dict.")
+      .def_property_readonly("outstanding", in_turn(&PyChannel::outstanding),
+                             "Copies and fills whose status was not taken yet.")
+      .def_property_readonly("failed", in_turn(&PyChannel::failed), "The device halted, or is gone.")
+      .def_property_readonly("why", in_turn(&PyChannel::why), "What failed, in a sentence; \"\": nothing.");
 }
 
 }  // namespace

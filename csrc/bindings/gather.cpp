@@ -20,17 +20,19 @@ class Buffers {
   explicit Buffers(PyObject* packets) {
     if (PyObject_CheckBuffer(packets) && !PyObject_HasAttrString(packets, "__array_interface__"))
       fail("expected a Burst or a sequence of bytes-like packets; for one packet give [packet]");
-    PyObject* fast = PySequence_Fast(packets, "expected a Burst or a sequence of bytes-like packets");
-    if (!fast) throw py::error_already_set();
-    sequence_ = py::reinterpret_steal<py::object>(fast);
-    const Py_ssize_t n = PySequence_Fast_GET_SIZE(fast);
-    buffers_.reserve(static_cast<size_t>(n));
+    const auto fast = py::reinterpret_steal<py::object>(
+        PySequence_Fast(packets, "expected a Burst or a sequence of bytes-like packets"));
+    // Not the caller's list itself: it may change meanwhile, by another thread or by an item's own __buffer__().
+    if (fast) packets_ = py::reinterpret_steal<py::tuple>(PySequence_Tuple(fast.ptr()));
+    if (!packets_) throw py::error_already_set();
+    const auto n = static_cast<Py_ssize_t>(packets_.size());
+    buffers_.reserve(packets_.size());
     for (Py_ssize_t i = 0; i < n; ++i) {
       Py_buffer buffer;
-      if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(fast, i), &buffer, PyBUF_SIMPLE) != 0) {
+      PyObject* packet = PyTuple_GET_ITEM(packets_.ptr(), i);
+      if (PyObject_GetBuffer(packet, &buffer, PyBUF_SIMPLE) != 0) {
         PyErr_Clear();
-        fail(format("packet %zd is a %s; packets are bytes-like and contiguous", i,
-                    Py_TYPE(PySequence_Fast_GET_ITEM(fast, i))->tp_name));
+        fail(format("packet %zd is a %s; packets are bytes-like and contiguous", i, Py_TYPE(packet)->tp_name));
       }
       buffers_.push_back(buffer);
     }
@@ -49,7 +51,7 @@ class Buffers {
     for (Py_buffer& buffer : buffers_) PyBuffer_Release(&buffer);
     buffers_.clear();
   }
-  py::object sequence_;
+  py::tuple packets_{py::reinterpret_steal<py::tuple>(py::handle())};
   std::vector<Py_buffer> buffers_;
 };
 

@@ -34,6 +34,12 @@ uint32_t checked_queue(const Guest& guest, long long queue) {
   return static_cast<uint32_t>(queue);
 }
 
+void disconnect(Guest& guest) {
+  const Turn turn(guest);
+  const py::gil_scoped_release unlocked;
+  guest.disconnect();
+}
+
 void connect(Guest& guest, std::optional<double> timeout) {
   vhost_user::Patience patience;
   const double longest = 3e8;  // ten years, for "no limit"
@@ -43,6 +49,7 @@ void connect(Guest& guest, std::optional<double> timeout) {
     const py::gil_scoped_acquire locked;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   };
+  const Turn turn(guest);
   const py::gil_scoped_release unlocked;
   guest.connect(patience);
 }
@@ -77,12 +84,14 @@ uint32_t send(Guest& guest, long long q, const py::object& pkts, const py::objec
   std::vector<guest::Packet> packets(std::min(view.count, virtio::max_ring_size));
   for (uint32_t i = 0; i < packets.size(); ++i)
     packets[i] = {view.packet(i), view.length(i), headers.given() ? headers[i] : view.header(i)};
+  const Turn turn(guest);
   return guest.send(queue, packets);
 }
 
 virtio::Burst receive(Guest& guest, long long q, long long n) {
   const uint32_t queue = checked_queue(guest, q);
   if (n < 1) throw py::value_error(format("n is %lld; ask for at least 1 packet", n));
+  const Turn turn(guest);
   return guest.receive(queue, static_cast<uint32_t>(std::min<long long>(n, UINT32_MAX)), *port::common_arena());
 }
 
@@ -102,7 +111,7 @@ py::object recv_burst(Guest& guest, long long q, long long n) {
 
 py::array memory_view(const Guest& guest) {
   using Owner = std::shared_ptr<memory::GuestMapping>;
-  auto owner = std::make_unique<Owner>(guest.memory());
+  auto owner = std::make_unique<Owner>(in_turn(&Guest::memory)(guest));
   memory::GuestMapping& mapping = **owner;
   const py::capsule base(owner.release(), [](void* p) { delete static_cast<Owner*>(p); });
   return py::array_t<uint8_t>(static_cast<py::ssize_t>(mapping.size()), mapping.data(), base);
@@ -110,7 +119,7 @@ py::array memory_view(const Guest& guest) {
 
 py::list rings(const Guest& guest) {
   py::list out;
-  for (const guest::RingState& r : guest.rings()) {
+  for (const guest::RingState& r : in_turn (&Guest::rings)(guest)) {
     using py::literals::operator""_a;
     out.append(py::dict("size"_a = r.size, "free_descriptors"_a = r.free_descriptors, "in_flight"_a = r.in_flight,
                         "avail_index"_a = r.avail_index, "used_index"_a = r.used_index, "packets"_a = r.packets,
@@ -149,10 +158,10 @@ void register_guest(py::module_& parent) {
            "step; None waits for ever. Releases the GIL and honours Ctrl-C. Raises Disconnected (nobody there in "
            "time),\n"
            "ProtocolError (the back end refused), ConfigError (more queues than it has), VhostIoatError (connected).")
-      .def("disconnect", &Guest::disconnect, py::call_guard<py::gil_scoped_release>(),
+      .def("disconnect", &disconnect,
            "Stop each ring (GET_VRING_BASE), so that the next connect() goes on at its index, and leave.\n\n"
            "Raises Disconnected or ProtocolError when the back end does not answer well; it is left in any case.")
-      .def("close", &Guest::close,
+      .def("close", in_turn(&Guest::close),
            "Leave without a word, as a killed virtual machine does; stop listening. Idempotent.")
       .def("send", &send, py::arg("q"), py::arg("pkts"), py::arg("net_hdr") = py::none(),
            "Send packets on queue `q`: a Burst, or a sequence of bytes-like objects; returns how many, from the "
@@ -168,31 +177,35 @@ void register_guest(py::module_& parent) {
            "Raises IndexError, ValueError (n < 1), Disconnected when there is nothing and the back end has left,\n"
            "ProtocolError when it broke the ring.")
       .def(
-          "rx_fileno", [](const Guest& self, long long q) { return self.receive_fd(checked_queue(self, q)); },
+          "rx_fileno",
+          [](Guest& self, long long q) { return in_turn(&Guest::receive_fd)(self, checked_queue(self, q)); },
           py::arg("q"), "The call eventfd of queue `q`, of this connection; stays the guest's.")
       .def(
-          "rx_intr_enable", [](Guest& self, long long q) { return self.enable_interrupt(checked_queue(self, q)); },
+          "rx_intr_enable",
+          [](Guest& self, long long q) { return in_turn(&Guest::enable_interrupt)(self, checked_queue(self, q)); },
           py::arg("q"),
           "Clear rx_fileno(), ask the back end to signal it, and look again: True when packets already wait.")
       .def(
-          "rx_intr_disable", [](Guest& self, long long q) { self.disable_interrupt(checked_queue(self, q)); },
+          "rx_intr_disable",
+          [](Guest& self, long long q) { in_turn (&Guest::disable_interrupt)(self, checked_queue(self, q)); },
           py::arg("q"), "Ask the back end not to signal rx_fileno(); the state after connect().")
       .def(
           "rings", &rings,
           "State of each ring as a dict, in the order receive, send, receive, ...: size, free_descriptors, in_flight,\n"
           "avail_index, used_index, packets, bytes, kicks, and broken (the back end signalled the err eventfd).")
-      .def_property_readonly("connected", &Guest::connected, "Whether the back end is there.")
+      .def_property_readonly("connected", in_turn(&Guest::connected), "Whether the back end is there.")
       .def_property_readonly(
-          "features", [](const Guest& self) { return self.features().mask(); }, "The agreed virtio feature bits.")
+          "features", [](Guest& self) { return in_turn(&Guest::features)(self).mask(); },
+          "The agreed virtio feature bits.")
       .def_property_readonly("queues", &Guest::queues, "Queue pairs.")
       .def_property_readonly(
           "memory", &memory_view,
           "Guest memory of this connection: writable uint8 array, zero copy, keeps the mapping alive.")
       .def_property_readonly(
-          "memory_fd", [](const Guest& self) { return self.memory()->fd(); },
+          "memory_fd", [](Guest& self) { return in_turn(&Guest::memory)(self)->fd(); },
           "The memfd that guest memory lies in; stays the guest's.")
       .def("__enter__", [](const py::object& self) { return self; })
-      .def("__exit__", [](Guest& self, const py::args&) { self.close(); });
+      .def("__exit__", [](Guest& self, const py::args&) { in_turn (&Guest::close)(self); });
 }
 
 }  // namespace vhost_ioat::bindings

@@ -3,7 +3,8 @@
 
 namespace vhost_ioat::bindings {
 
-PYBIND11_MODULE(_core, m) {
+// Without a GIL, ports and models lock themselves as they do against their own threads, and a Burst is one thread's.
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "The native part of vhost_ioat; use the package, not this.";
   m.attr("__version__") = VHOST_IOAT_VERSION;
   register_errors(m);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -33,16 +34,19 @@ class GuestMemory {
       regions.push_back({gpa, size, gpa, mapping->data(), mapping});
     }
     try {
-      table_ = memory::RegionTable(std::move(regions));
+      table_ = std::make_shared<memory::RegionTable>(std::move(regions));
     } catch (const Error& error) {
       throw ConfigError(error.what());
     }
   }
-  const memory::RegionTable& table() const { return table_; }
+  std::shared_ptr<const memory::RegionTable> table() const {
+    const std::lock_guard lock(mutex_);
+    return table_;
+  }
 
   uint8_t* at(uint64_t gpa, uint64_t n, const char* what) const {
     const memory::Region* hint = nullptr;
-    uint8_t* host = n != 0 ? table_.translate(gpa, n, hint) : nullptr;
+    uint8_t* host = n != 0 ? table()->translate(gpa, n, hint) : nullptr;
     if (!host)
       throw GuestError(format("%s: %llu bytes at guest address 0x%llx do not lie in one region", what,
                               static_cast<unsigned long long>(n), static_cast<unsigned long long>(gpa)));
@@ -52,12 +56,13 @@ class GuestMemory {
   virtio::IndirectTables indirect_tables(uint32_t ring_size) {
     const uint32_t entries = std::min(ring_size, longest_table);
     const uint64_t bytes = uint64_t{ring_size} * entries * sizeof(virtio::Descriptor);
-    const memory::Region& last = table_.regions().back();
+    const std::lock_guard lock(mutex_);
+    const memory::Region& last = table_->regions().back();
     constexpr uint64_t gap = 1 << 20;
     const uint64_t gpa = (last.gpa + last.size + gap) & ~(gap - 1);
     if (gpa < last.gpa || gpa > UINT64_MAX - bytes - gap) return {};  // no room: the ring does without
     auto mapping = memory::GuestMapping::anonymous(bytes);
-    table_ = table_.with({gpa, bytes, gpa, mapping->data(), mapping});
+    table_ = std::make_shared<memory::RegionTable>(table_->with({gpa, bytes, gpa, mapping->data(), mapping}));
     return {reinterpret_cast<virtio::Descriptor*>(mapping->data()), gpa, entries};
   }
   py::array view(const py::object& self, uint64_t gpa, uint64_t n, bool writable) const {
@@ -69,7 +74,8 @@ class GuestMemory {
   }
 
  private:
-  memory::RegionTable table_;
+  mutable std::mutex mutex_;
+  std::shared_ptr<const memory::RegionTable> table_;  // grows by a new one; guarded by mutex_
 };
 
 virtio::RingAddresses ring_at(const GuestMemory& memory, uint32_t size, uint64_t desc, uint64_t avail, uint64_t used,
@@ -107,7 +113,8 @@ class DeviceRing {
     check();
     if (waiting == 0) return std::nullopt;
     Chain chain{ring_.head(0), {}, {}};
-    const memory::RegionTable& table = memory_->table();  // it may have grown since the last call
+    const auto held = memory_->table();  // it may have grown since the last call
+    const memory::RegionTable& table = *held;
     const memory::Region* hint = nullptr;
     const bool walked = ring_.walk(chain.head, table, hint, [&](uint64_t addr, uint32_t len, bool writable) {
       memory::Piece pieces[memory::RegionTable::max_regions];
@@ -218,17 +225,17 @@ void register_virtio(py::module_& parent) {
       .def(py::init<std::shared_ptr<GuestMemory>, uint32_t, uint64_t, uint64_t, uint64_t, uint64_t, uint16_t>(),
            py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"), py::arg("used"), py::kw_only(),
            py::arg("features") = 0, py::arg("last_avail") = 0)
-      .def("pop", &DeviceRing::pop,
+      .def("pop", in_turn(&DeviceRing::pop),
            "Take the next available chain, or None.\n\n"
            "Every rule of VIRTIO 1.2, 2.7 is checked: GuestError when one is broken, and from then on, as `broken` "
            "says.")
-      .def("push_used", &DeviceRing::push_used, py::arg("head"), py::arg("n"),
+      .def("push_used", in_turn(&DeviceRing::push_used), py::arg("head"), py::arg("n"),
            "Write a used element: chain `head`, `n` bytes written. publish() shows it. (2.7.8)")
-      .def("publish", &DeviceRing::publish,
+      .def("publish", in_turn(&DeviceRing::publish),
            "Show the driver what was pushed; returns how many elements. A release store.")
-      .def("should_notify", &DeviceRing::should_notify,
+      .def("should_notify", in_turn(&DeviceRing::should_notify),
            "Whether the driver wants to be told of what was published since the last question. (2.7.7.2)")
-      .def_property_readonly("broken", &DeviceRing::broken,
+      .def_property_readonly("broken", in_turn(&DeviceRing::broken),
                              "Why the ring is broken, in a sentence; None when it is not.");
 
   py::class_<PyDriverRing>(
@@ -239,12 +246,13 @@ void register_virtio(py::module_& parent) {
       .def(py::init<std::shared_ptr<GuestMemory>, uint32_t, uint64_t, uint64_t, uint64_t, uint64_t, uint16_t>(),
            py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"), py::arg("used"), py::kw_only(),
            py::arg("features") = 0, py::arg("start") = 0)
-      .def("add", &PyDriverRing::add, py::arg("readable"), py::arg("writable"), py::kw_only(),
+      .def("add", in_turn(&PyDriverRing::add), py::arg("readable"), py::arg("writable"), py::kw_only(),
            py::arg("indirect") = false,
            "Put a chain of [(gpa, len), ...] into the ring; its head, or None when there is no room. publish() shows "
            "it.")
-      .def("publish", &PyDriverRing::publish, "Show the device what was added; True when it wants a kick. (2.7.13)")
-      .def("take_used", &PyDriverRing::take_used,
+      .def("publish", in_turn(&PyDriverRing::publish),
+           "Show the device what was added; True when it wants a kick. (2.7.13)")
+      .def("take_used", in_turn(&PyDriverRing::take_used),
            "Take back the next chain the device is done with: (head, bytes written), or None.\n\n"
            "Raises GuestError when the device has returned what it was not given.");
 }

@@ -154,8 +154,8 @@ TxQueue::Fate TxQueue::enqueue_any(const PacketView& view, uint32_t i, uint32_t 
     counters.oversize_dropped.add(1);
     return Fate::dropped;
   }
-  NetHeader header = view.header(i);
-  if (!virtio::valid(header, len) || !virtio::receives_segment(features_, header)) {
+  const NetHeader asked = view.header(i);  // a copy: other threads of the program may write there
+  if (!virtio::valid(asked, len) || !virtio::receives_segment(features_, asked)) {
     counters.gso_dropped.add(1);
     return Fate::dropped;
   }
@@ -164,7 +164,8 @@ TxQueue::Fate TxQueue::enqueue_any(const PacketView& view, uint32_t i, uint32_t 
   if (fit != Fit::ok) return fit == Fit::never ? Fate::dropped : Fate::stays;
 
   const uint8_t* packet = view.packet(i);
-  const bool fill_checksum = (header.flags & virtio::NET_HDR_F_NEEDS_CSUM) && !features_.has(Feature::GUEST_CSUM);
+  NetHeader header = asked;
+  const bool fill_checksum = (asked.flags & virtio::NET_HDR_F_NEEDS_CSUM) && !features_.has(Feature::GUEST_CSUM);
   if (!features_.has(Feature::GUEST_CSUM)) header.flags = 0;
   if (fill_checksum) header.csum_start = header.csum_offset = 0;
 
@@ -177,7 +178,6 @@ TxQueue::Fate TxQueue::enqueue_any(const PacketView& view, uint32_t i, uint32_t 
     write_at(virtio::num_buffers_offset, &num_buffers, sizeof num_buffers);
   }
   if (fill_checksum) {
-    const NetHeader& asked = view.header(i);
     const uint16_t sum = virtio::internet_checksum(packet + asked.csum_start, len - asked.csum_start);
     write_at(header_size_ + asked.csum_start + asked.csum_offset, &sum, sizeof sum);
   }
