@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def together(*bodies: Callable[[], object]) -> list[object]:
 
 
 def test_the_module_needs_no_gil():
-    """CPython without a GIL turns it on for a module that does not say so. In a process of its own: others may do it."""
+    """CPython without a GIL turns it on for a module that does not say so. Others may: so in a process of its own."""
     ask = "import sys, vhost_ioat; print(getattr(sys, '_is_gil_enabled', lambda: True)())"
     enabled = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
     assert enabled == str(not sysconfig.get_config_var("Py_GIL_DISABLED"))
@@ -119,13 +120,12 @@ def test_threads_take_turns_at_a_ring():
 
         def serve() -> list[int]:
             heads = []
-            while (chain := device.pop()) is not None:
-                heads.append(chain.head)
-                device.push_used(chain.head, 0)
+            while (popped := device.pop()) is not None:
+                heads.append(popped.head)
+                device.push_used(popped.head, 0)
             return heads
 
-        heads = [head for part in together(*[serve] * THREADS) for head in part]
-        assert sorted(heads) == list(range(size))
+        assert sorted(chain.from_iterable(together(*[serve] * THREADS))) == list(range(size))
         device.publish()
 
         def reclaim() -> list[int]:
@@ -134,7 +134,7 @@ def test_threads_take_turns_at_a_ring():
                 taken.append(used[0])
             return taken
 
-        assert sorted(sum(together(*[reclaim] * THREADS), [])) == list(range(size))
+        assert sorted(chain.from_iterable(together(*[reclaim] * THREADS))) == list(range(size))
 
 
 def test_memory_grows_while_another_thread_reads_a_ring():
@@ -151,10 +151,10 @@ def test_memory_grows_while_another_thread_reads_a_ring():
         for _ in range(2000):
             driver.add([(0x8000, 64)], [])
             driver.publish()
-            chain = device.pop()
-            device.push_used(chain.head, 0)
+            head = device.pop().head
+            device.push_used(head, 0)
             device.publish()
-            done += driver.take_used() == (chain.head, 0)
+            done += driver.take_used() == (head, 0)
         return done
 
     assert together(grow, use)[1] == 2000
@@ -170,8 +170,7 @@ def test_threads_take_turns_at_a_channel():
     def copies() -> list[int]:
         return [channel.copy(0x200000 + i, 0x100000 + i, 16) for i in range(0, 4096, 16)]
 
-    numbers = [n for part in together(*[copies] * THREADS) for n in part]
-    assert sorted(numbers) == list(range(THREADS * 256))
+    assert sorted(chain.from_iterable(together(*[copies] * THREADS))) == list(range(THREADS * 256))
     channel.submit()
     done: list[tuple[int, str]] = []
     while channel.outstanding:
