@@ -9,6 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Ratio:
     slices: int
 
     @classmethod
-    def of(cls, numerators: list[float], denominators: list[float]) -> Ratio:
+    def of(cls, numerators: Iterable[float], denominators: Iterable[float]) -> Ratio:
         ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         return cls(middle, low, high, len(ratios))
@@ -74,6 +75,34 @@ def program(name: str, *args: object) -> str:
     return subprocess.run(
         [PROGRAMS / name, *map(str, args)], check=True, capture_output=True, text=True, timeout=600
     ).stdout.strip()
+
+
+HYPERTHREADS_NS = 120.0  # 50 to 60 were seen within one physical core, 250 to 350 between two
+FEWEST = 4  # slices that make a row
+
+
+def cores() -> str:
+    """Where this machine's two cores are now, by the time a cache line takes between them and back.
+
+    The host of a virtual machine may run both on one physical core, as hyperthreads that share all caches, and may move
+    them apart at any time; rates differ by two and ratios by half.
+    """
+    return "hyperthreads" if float(program("bench_cores")) < HYPERTHREADS_NS else "apart"
+
+
+def by_place(slices: int, measure: Callable[[], tuple[float, ...]]) -> Iterator[tuple[str, list[tuple[float, ...]]]]:
+    """Calls `measure` for each slice. Gives "any" with what all returned, then each place of the cores with what those
+    slices returned that had it before and after, when there are enough."""
+    places: dict[str, list[tuple[float, ...]]] = {"any": [], "apart": [], "hyperthreads": []}
+    before = cores()
+    for _ in range(slices):
+        rates = measure()
+        after = cores()
+        places["any"].append(rates)
+        if after == before:
+            places[after].append(rates)
+        before = after
+    return ((place, rates) for place, rates in places.items() if len(rates) >= FEWEST)
 
 
 def best(name: str, *args: object, tries: int = 5) -> float:

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from pathlib import Path
 
-from common import Ratio, Results, program
+from common import ROOT, Ratio, Results, by_place, program
 
 import vhost_ioat
 from vhost_ioat.guest import Guest
@@ -46,13 +47,14 @@ def rings_and_bursts(results: Results, tries: int = 5) -> None:
         )
 
 
-def queues(results: Results, slices: int = 9) -> None:
+def queues(results: Results, slices: int = 21) -> None:
     """Two native threads on two queues, rings posted before: how many times one thread's packets."""
-    one, two = [], []
-    for _ in range(slices):
-        one.append(float(program("bench_threads", 1)))
-        two.append(float(program("bench_threads", 2)))
-    results.add("threads", two_to_one=Ratio.of(two, one))
+
+    def both() -> tuple[float, float]:
+        return float(program("bench_threads", 2)), float(program("bench_threads", 1))
+
+    for place, rates in by_place(slices, both):
+        results.add("threads", cores=place, slices=len(rates), two_to_one=Ratio.of(*zip(*rates, strict=True)))
 
 
 def idle_ports(results: Results) -> None:
@@ -71,44 +73,49 @@ def idle_ports(results: Results) -> None:
             results.add("idle ports", ports=count, ns_per_poll=round(min(spent) * 1e9, 1))
 
 
-def latency(results: Results, packets: int = 2000) -> None:
-    """From the guest's send to its recv of the same packet, sent back by a Python thread that polls or sleeps."""
+def echo(path: str, mode: str) -> None:
+    """Sends back what comes, polling or sleeping in between. Runs until it is killed."""
+    os.sched_setaffinity(0, {1 % (os.cpu_count() or 1)})
+    with vhost_ioat.EthVhost(path) as port:
+        print("ready", flush=True)
+        while True:
+            if burst := port.rx_burst(0):
+                port.tx_burst(0, burst)
+            elif mode == "interrupt" and not port.rx_intr_enable(0):
+                select.select([port.rx_fileno(0)], [], [])
+
+
+def latency(results: Results, packets: int = 20_000) -> None:
+    """From the guest's send to its recv of the same packet, sent back by a Python process that polls or sleeps."""
+    home = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {0})
     for mode in ("poll", "interrupt"):
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            vhost_ioat.EthVhost(f"{folder}/s") as port,
-            Guest(f"{folder}/s") as guest,
-        ):
-            guest.connect(timeout=5)
-            port.wait_link(timeout=5)
-            stop = threading.Event()
+        with tempfile.TemporaryDirectory() as folder, Guest(f"{folder}/s") as guest:
+            command = [sys.executable, __file__, "--echo", f"{folder}/s", mode]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "ready\n"
+                guest.connect(timeout=5)
 
-            def echo(mode: str = mode, port: vhost_ioat.EthVhost = port, stop: threading.Event = stop) -> None:
-                while not stop.is_set():
-                    burst = port.rx_burst(0)
-                    if burst:
-                        port.tx_burst(0, burst)
-                    elif mode == "interrupt" and not port.rx_intr_enable(0):
-                        select.select([port.rx_fileno(0)], [], [], 0.05)
+                def there_and_back(guest: Guest = guest) -> float:
+                    begin = time.perf_counter()
+                    guest.send(0, [b"x" * 64])
+                    while not guest.recv(0):
+                        pass
+                    return (time.perf_counter() - begin) * 1e6
 
-            thread = threading.Thread(target=echo)
-            thread.start()
-            times = []
-            for _ in range(packets):
-                begin = time.perf_counter()
-                guest.send(0, [b"x" * 64])
-                while not guest.recv(0):
-                    if mode == "interrupt":
-                        os.sched_yield()
-                times.append((time.perf_counter() - begin) * 1e6)
-            stop.set()
-            thread.join()
-            results.add(
-                "latency",
-                mode=mode,
-                median_us=round(statistics.median(times), 1),
-                p999_us=round(statistics.quantiles(times, n=1000)[-1], 1),
-            )
+                for place, times in by_place(20, lambda: tuple(there_and_back() for _ in range(packets // 20))):
+                    every = list(itertools.chain.from_iterable(times))
+                    results.add(
+                        "latency",
+                        mode=mode,
+                        cores=place,
+                        packets=len(every),
+                        median_us=round(statistics.median(every), 1),
+                        p999_us=round(statistics.quantiles(every, n=1000)[-1], 1),
+                    )
+                process.kill()
+    os.sched_setaffinity(0, home)
 
 
 def start_up(results: Results) -> None:
@@ -129,7 +136,15 @@ def start_up(results: Results) -> None:
             guest.connect(timeout=5)
             port.wait_link(timeout=5)
             links.append(time.perf_counter() - begin)
-    results.add("start-up", import_ms=round(min(imports) * 1e3, 1), link_up_ms=round(statistics.median(links) * 1e3, 2))
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "build", "--wheel", "-o", folder, ROOT], check=True, capture_output=True)
+        wheel = next(Path(folder).glob("*.whl")).stat().st_size
+    results.add(
+        "start-up",
+        import_ms=round(min(imports) * 1e3, 1),
+        link_up_ms=round(statistics.median(links) * 1e3, 2),
+        wheel_kb=round(wheel / 1000),
+    )
 
 
 def run(results: Results) -> None:
@@ -142,4 +157,7 @@ def run(results: Results) -> None:
 
 
 if __name__ == "__main__":
-    run(Results())
+    if sys.argv[1:2] == ["--echo"]:
+        echo(*sys.argv[2:])
+    else:
+        run(Results())

@@ -5,8 +5,7 @@ Pair A is testpmd on net_vhost (forward mode io), pair B a Python loop `port.tx_
 has a testpmd on virtio-user of its own, which sends back what it gets, as front end and load. Front ends share core 0,
 back ends core 1.
 
-The host of a virtual machine may run both of its cores on one physical core, as hyperthreads that share all caches, and
-move them apart at any time; rates differ by two and ratios by half. So every slice says where it ran.
+Every slice says where the cores were (common.cores).
 """
 
 from __future__ import annotations
@@ -24,15 +23,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from common import Ratio, Results, program
+from common import Ratio, Results, by_place
 
 import vhost_ioat
 from interop.testpmd import Testpmd, net_vhost, virtio_user
 
 IMIX = "imix"
 SIZES = (64, 128, 256, 512, 1024, 1518, 9000, IMIX)
-HYPERTHREADS_NS = 120.0  # 50 to 60 were seen within one physical core, 250 to 350 between two
-FEWEST = 4  # slices that make a row
 CHANGES: tuple[dict[str, Any], ...] = ({"ring": 1024}, {"mrg_rxbuf": 0}, {"in_order": 0}, {"queues": 2}, {"guests": 2})
 
 
@@ -140,33 +137,18 @@ def pairs(**setting: Any) -> Iterator[tuple[Pair, Pair]]:
             ours.go()
 
 
-def cores() -> str:
-    """Where this machine's two cores are now, by the time a cache line takes between them and back."""
-    return "hyperthreads" if float(program("bench_cores")) < HYPERTHREADS_NS else "apart"
-
-
 def compare(results: Results, slices: int, seconds: float, **setting: Any) -> None:
     """A row for all slices, and one for each place of the cores that both pairs of a slice ran in."""
-    rates: dict[str, list[tuple[float, float]]] = {"any": [], "apart": [], "hyperthreads": []}
     with pairs(**setting) as (theirs, ours):
         theirs.rate(seconds), ours.rate(seconds)  # warm
-        before = cores()
-        for _ in range(slices):
-            slice_rates = theirs.rate(seconds), ours.rate(seconds)
-            after = cores()
-            rates["any"].append(slice_rates)
-            if after == before:
-                rates[after].append(slice_rates)
-            before = after
-    for place, pair in rates.items():
-        if len(pair) < FEWEST:
-            continue
-        a, b = [x for x, _ in pair], [x for _, x in pair]
+        measured = by_place(slices, lambda: (theirs.rate(seconds), ours.rate(seconds)))
+    for place, rates in measured:
+        a, b = zip(*rates, strict=True)
         results.add(
             "peer",
             **setting,
             cores=place,
-            slices=len(pair),
+            slices=len(rates),
             ratio=Ratio.of(b, a),
             net_vhost_mpps=round(statistics.median(a) / 1e6, 3),
             ours_mpps=round(statistics.median(b) / 1e6, 3),
