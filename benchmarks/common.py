@@ -77,23 +77,23 @@ def program(name: str, *args: object) -> str:
     ).stdout.strip()
 
 
-HYPERTHREADS_NS = 120.0  # 50 to 60 were seen within one physical core, 250 to 350 between two
+NEAR_NS = 120.0  # 50 to 90 were seen at one place, 250 to 350 at the other
 FEWEST = 4  # slices that make a row
 
 
 def cores() -> str:
-    """Where this machine's two cores are now, by the time a cache line takes between them and back.
+    """Where this machine's two cores are now, by the time a cache line takes from one to the other and back.
 
-    The host of a virtual machine may run both on one physical core, as hyperthreads that share all caches, and may move
-    them apart at any time; rates differ by two and ratios by half.
+    The host of a virtual machine may run both near each other, where they share a cache, and may move them apart at any
+    time; rates differ by two and ratios by half.
     """
-    return "hyperthreads" if float(program("bench_cores")) < HYPERTHREADS_NS else "apart"
+    return "near" if float(program("bench_cores")) < NEAR_NS else "apart"
 
 
 def by_place(slices: int, measure: Callable[[], tuple[float, ...]]) -> Iterator[tuple[str, list[tuple[float, ...]]]]:
     """Calls `measure` for each slice. Gives "any" with what all returned, then each place of the cores with what those
     slices returned that had it before and after, when there are enough."""
-    places: dict[str, list[tuple[float, ...]]] = {"any": [], "apart": [], "hyperthreads": []}
+    places: dict[str, list[tuple[float, ...]]] = {"any": [], "apart": [], "near": []}
     before = cores()
     for _ in range(slices):
         rates = measure()

@@ -30,7 +30,14 @@ from interop.testpmd import Testpmd, net_vhost, virtio_user
 
 IMIX = "imix"
 SIZES = (64, 128, 256, 512, 1024, 1518, 9000, IMIX)
-CHANGES: tuple[dict[str, Any], ...] = ({"ring": 1024}, {"mrg_rxbuf": 0}, {"in_order": 0}, {"queues": 2}, {"guests": 2})
+CHANGES: tuple[dict[str, Any], ...] = (
+    {"ring": 1024},
+    {"mrg_rxbuf": 0},
+    {"in_order": 0},
+    {"queues": 2},
+    {"guests": 2},
+    {"forward": "io"},  # the front end leaves the packets as they are; elsewhere it writes their MAC addresses
+)
 
 
 def python_loop(paths: list[str], queues: int) -> None:
@@ -70,6 +77,7 @@ class Pair:
         queues: int,
         ring: int,
         guests: int = 1,
+        forward: str = "mac",
         **card: int,
     ) -> None:
         self._front: Testpmd
@@ -94,7 +102,7 @@ class Pair:
             Testpmd(
                 *(virtio_user(path, queues=queues, ring=ring, index=n, **card) for n, path in enumerate(paths)),
                 core=0,
-                forward="mac",
+                forward=forward,
                 args=extra,
             )
         )
@@ -156,7 +164,7 @@ def compare(results: Results, slices: int, seconds: float, **setting: Any) -> No
 
 
 def run(results: Results, slices: int = 20, seconds: float = 1.0, *, full: bool = False) -> None:
-    base: dict[str, Any] = {"guests": 1, "queues": 1, "ring": 256, "mrg_rxbuf": 1, "in_order": 1}
+    base: dict[str, Any] = {"guests": 1, "queues": 1, "ring": 256, "mrg_rxbuf": 1, "in_order": 1, "forward": "mac"}
     for size in SIZES:
         compare(results, slices, seconds, size=size, **base)
     changes = (
@@ -176,6 +184,7 @@ if __name__ == "__main__":
     parser.add_argument("--loop", nargs="+")
     parser.add_argument("--queues", type=int, default=1)
     parser.add_argument("--guests", type=int, default=1)
+    parser.add_argument("--forward", default="mac", help="what the front end does with packets")
     parser.add_argument("--slices", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--size", type=lambda text: text if text == IMIX else int(text))
@@ -190,6 +199,7 @@ if __name__ == "__main__":
             options.seconds,
             size=options.size,
             guests=options.guests,
+            forward=options.forward,
             queues=options.queues,
             ring=256,
             mrg_rxbuf=1,

@@ -26,7 +26,14 @@ def _peer(rows: Rows) -> None:
         f"{row['size']} B"
         + "".join(
             f" {k}={row[k]}"
-            for k, usual in (("guests", 1), ("ring", 256), ("mrg_rxbuf", 1), ("in_order", 1), ("queues", 1))
+            for k, usual in (
+                ("guests", 1),
+                ("forward", "mac"),
+                ("ring", 256),
+                ("mrg_rxbuf", 1),
+                ("in_order", 1),
+                ("queues", 1),
+            )
             if row[k] != usual
         )
         for row in rows
