@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Cost of one packet in RxQueue::dequeue and TxQueue::enqueue, beside a bare loop over the same ring and beside memcpy.
-//   bench_queues rx|tx|ring|memcpy SIZE [BURST [RING [REGIONS [PACKETS]]]]      prints ns per packet
+//   bench_queues rx|tx|ring|memcpy-rx|memcpy-tx SIZE [BURST [RING [REGIONS [PACKETS]]]]      prints ns per packet
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <string>
 
 #include "port/rx_queue.hpp"
@@ -14,20 +15,29 @@ using namespace vhost_ioat;
 
 namespace {
 
-uint64_t run_rx(uint32_t len, uint32_t burst, uint32_t ring, uint32_t regions, uint64_t packets) {
+/// Calls `turn`, which returns how many packets it took, until there were enough; nanoseconds a packet. Set-up is not
+/// counted.
+template <typename Turn>
+double measure(uint64_t packets, Turn&& turn) {
+  uint64_t done = 0;
+  const auto begin = std::chrono::steady_clock::now();
+  while (done < packets) done += turn();
+  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count() /
+         static_cast<double>(done);
+}
+
+double run_rx(uint32_t len, uint32_t burst, uint32_t ring, uint32_t regions, uint64_t packets) {
   bench::RingRig rig(ring, len + 12, false, regions);
   port::RxQueue queue;
   queue.setup(rig.setup());
   auto arena = memory::PacketArena::create(64 << 20);
-  uint64_t done = 0;
-  while (done < packets) {
+  return measure(packets, [&] {
     rig.make_available(burst);
-    done += queue.dequeue(*arena, burst).count;
-  }
-  return done;
+    return queue.dequeue(*arena, burst).count;
+  });
 }
 
-uint64_t run_tx(uint32_t len, uint32_t burst, uint32_t ring, uint32_t regions, uint64_t packets) {
+double run_tx(uint32_t len, uint32_t burst, uint32_t ring, uint32_t regions, uint64_t packets) {
   bench::RingRig rig(ring, len + 12, true, regions);
   port::TxQueue queue;
   queue.setup(rig.setup());
@@ -38,50 +48,53 @@ uint64_t run_tx(uint32_t len, uint32_t burst, uint32_t ring, uint32_t regions, u
     out.headers[i] = {};
     std::memset(out.row(i), 0x55 & ~1, len);
   }
-  uint64_t done = 0;
-  while (done < packets) {
+  return measure(packets, [&] {
     rig.make_available(burst);
-    done += queue.enqueue(port::PacketView::of(out));
-  }
-  return done;
+    return queue.enqueue(port::PacketView::of(out));
+  });
 }
 
 /// What the ring itself costs: heads and descriptors are read, used elements written, no packet is touched.
-uint64_t run_ring(uint32_t len, uint32_t burst, uint32_t ring, uint32_t regions, uint64_t packets) {
+double run_ring(uint32_t len, uint32_t burst, uint32_t ring, uint32_t regions, uint64_t packets) {
   bench::RingRig rig(ring, len + 12, false, regions);
   virtio::SplitRing device;
   port::RingSetup setup = rig.setup();
   device.start(setup.at, setup.size, setup.features, RingIndex());
-  uint64_t done = 0, sum = 0;
-  while (done < packets) {
+  return measure(packets, [&] {
     rig.make_available(burst);
     const uint32_t n = device.available();
     for (uint32_t k = 0; k < n; ++k) {
       const uint16_t head = device.head(k);
-      sum += device.descriptor(head).len;
+      const uint32_t read = device.descriptor(head).len;
+      asm volatile("" : : "r"(read));
       device.push_used(head, 0);
     }
     device.consume(n);
     device.publish(device.used_next());
-    done += n;
-  }
-  return sum != 0 ? done : 0;
+    return n;
+  });
 }
 
-/// The same bytes, between as many buffers, without a ring.
-uint64_t run_memcpy(uint32_t len, uint32_t burst, uint32_t ring, uint32_t, uint64_t packets) {
+/// The same bytes, between as many buffers and in the same direction, without a ring.
+double run_memcpy(bool to_buffers, uint32_t len, uint32_t burst, uint32_t ring, uint64_t packets) {
   bench::RingRig rig(ring, len + 12, false);
   auto arena = memory::PacketArena::create(64 << 20);
-  uint64_t done = 0;
-  while (done < packets) {
-    virtio::Burst out = virtio::Burst::allocate(*arena, burst, len);
+  uint32_t next = 0;
+  return measure(packets, [&] {
+    virtio::Burst rows = virtio::Burst::allocate(*arena, burst, len);
     for (uint32_t i = 0; i < burst; ++i) {
-      std::memcpy(out.row(i), rig.buffer(static_cast<uint32_t>(done) + i) + 12, len);
-      asm volatile("" : : "r"(out.row(i)) : "memory");
+      uint8_t* const buffer = rig.buffer(next++) + 12;
+      std::memcpy(to_buffers ? buffer : rows.row(i), to_buffers ? rows.row(i) : buffer, len);
+      asm volatile("" : : "r"(buffer), "r"(rows.row(i)) : "memory");
     }
-    done += burst;
-  }
-  return done;
+    return burst;
+  });
+}
+double run_memcpy_rx(uint32_t len, uint32_t burst, uint32_t ring, uint32_t, uint64_t packets) {
+  return run_memcpy(false, len, burst, ring, packets);
+}
+double run_memcpy_tx(uint32_t len, uint32_t burst, uint32_t ring, uint32_t, uint64_t packets) {
+  return run_memcpy(true, len, burst, ring, packets);
 }
 
 uint32_t argument(int argc, char** argv, int i, uint32_t otherwise) {
@@ -95,13 +108,13 @@ int main(int argc, char** argv) {
   const uint32_t len = argument(argc, argv, 2, 64), burst = argument(argc, argv, 3, 64);
   const uint32_t ring = argument(argc, argv, 4, 256), regions = argument(argc, argv, 5, 1);
   const uint64_t packets = argument(argc, argv, 6, 10'000'000);
-  auto* run = what == "rx" ? run_rx : what == "tx" ? run_tx : what == "ring" ? run_ring : run_memcpy;
-  if (what != "rx" && what != "tx" && what != "ring" && what != "memcpy") {
-    std::fprintf(stderr, "usage: bench_queues rx|tx|ring|memcpy SIZE [BURST [RING [REGIONS [PACKETS]]]]\n");
+  const std::map<std::string, decltype(&run_rx)> runs{
+      {"rx", run_rx}, {"tx", run_tx}, {"ring", run_ring}, {"memcpy-rx", run_memcpy_rx}, {"memcpy-tx", run_memcpy_tx}};
+  const auto run = runs.find(what);
+  if (run == runs.end()) {
+    std::fprintf(stderr,
+                 "usage: bench_queues rx|tx|ring|memcpy-rx|memcpy-tx SIZE [BURST [RING [REGIONS [PACKETS]]]]\n");
     return 2;
   }
-  const auto begin = std::chrono::steady_clock::now();
-  const uint64_t done = run(len, burst, ring, regions, packets);
-  const double ns = std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count();
-  std::printf("%.3f\n", ns / static_cast<double>(done));
+  std::printf("%.3f\n", run->second(len, burst, ring, regions, packets));
 }

@@ -18,8 +18,8 @@ namespace {
 
 PyTypeObject* burst_type = nullptr;
 
-/// Freed bursts, so that a polling loop makes its bursts without the allocator. Guarded by the GIL; without one there
-/// is nothing is kept, as CPython's allocator for small objects is each thread's own then.
+/// Freed bursts, so that a polling loop makes its bursts without the allocator. Guarded by the GIL; without one
+/// nothing is kept, as CPython's allocator for small objects is each thread's own then.
 #ifdef Py_GIL_DISABLED
 constexpr bool keep_freed = false;
 #else

@@ -94,9 +94,9 @@ const FeatureSet modern = FeatureSet::of(Feature::VERSION_1);
 const FeatureSet mergeable = FeatureSet::of(Feature::VERSION_1, Feature::MRG_RXBUF);
 
 Bytes with_header(const Bytes& packet, uint16_t num_buffers) {
-  Bytes all(12);
+  Bytes all(12 + packet.size());
   std::memcpy(&all[10], &num_buffers, 2);
-  all.insert(all.end(), packet.begin(), packet.end());
+  std::ranges::copy(packet, all.begin() + 12);
   return all;
 }
 

@@ -69,7 +69,8 @@ class Meeting {
 constexpr uint32_t meetings = 100'000;
 
 /// Stores to lines that are in no cache: what is stored next stays in the store buffer behind them for a while. Without
-/// them two cores that share a cache would hardly ever see each other's stores late, and a missing fence would not show.
+/// them two cores that share a cache would hardly ever see each other's stores late, and a missing fence would not
+/// show.
 class SlowStores {
  public:
   void operator()() {
