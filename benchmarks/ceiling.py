@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How near the data path is to what cannot be beaten: memcpy of the same bytes the same way, and a bare loop over the same ring."""
+"""How near the data path is to what cannot be beaten: memcpy of the same bytes, and a bare loop over the same ring."""
 
 from __future__ import annotations
 
