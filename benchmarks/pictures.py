@@ -20,36 +20,34 @@ def draw(rows: dict[str, Rows]) -> None:
         _engine(rows["engine"])
 
 
+USUAL = {"guests": 1, "forward": "mac", "ring": 256, "mrg_rxbuf": 1, "in_order": 1, "queues": 1}
+PLACES = {"apart": "tab:orange", "near": "tab:blue"}
+
+
+def _setting(row: dict[str, Any]) -> str:
+    size = "IMIX" if row["size"] == "imix" else f"{row['size']} B"
+    return size + "".join(f" {key}={row[key]}" for key, usual in USUAL.items() if row[key] != usual)
+
+
 def _peer(rows: Rows) -> None:
-    rows = [row for row in rows if row["cores"] == "any"]
-    names = [
-        f"{row['size']} B"
-        + "".join(
-            f" {k}={row[k]}"
-            for k, usual in (
-                ("guests", 1),
-                ("forward", "mac"),
-                ("ring", 256),
-                ("mrg_rxbuf", 1),
-                ("in_order", 1),
-                ("queues", 1),
-            )
-            if row[k] != usual
-        )
-        for row in rows
-    ]
-    medians = [row["ratio"]["median"] for row in rows]
-    errors = [
-        [m - row["ratio"]["low"] for m, row in zip(medians, rows, strict=True)],
-        [row["ratio"]["high"] - m for m, row in zip(medians, rows, strict=True)],
-    ]
-    figure, axes = plt.subplots(figsize=(8, 0.35 * len(rows) + 1))
-    axes.barh(names, medians, xerr=errors, color="tab:blue", ecolor="black", capsize=2)
+    names = list(dict.fromkeys(map(_setting, rows)))
+    figure, axes = plt.subplots(figsize=(8, 0.3 * len(names) + 1))
+    for place, color in PLACES.items():
+        here = [row for row in rows if row["cores"] == place]
+        medians = [row["ratio"]["median"] for row in here]
+        below = [m - row["ratio"]["low"] for m, row in zip(medians, here, strict=True)]
+        above = [row["ratio"]["high"] - m for m, row in zip(medians, here, strict=True)]
+        where = [names.index(_setting(row)) for row in here]
+        axes.errorbar(medians, where, xerr=(below, above), fmt="o", color=color, capsize=3, label=f"cores {place}")
     axes.axvline(1, color="gray", linestyle="--")
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="lower left")
     axes.set_xlabel("packets per second, Python loop / DPDK net_vhost (median, quartiles)")
     figure.tight_layout()
-    figure.savefig(OUT / "peer.png", dpi=110)
+    figure.savefig(OUT / "peer.png", dpi=90)
 
 
 def _engine(rows: Rows) -> None:
@@ -65,4 +63,4 @@ def _engine(rows: Rows) -> None:
     axes.set_ylabel("CPU time inside tx_burst per packet, ns")
     axes.legend()
     figure.tight_layout()
-    figure.savefig(OUT / "engine.png", dpi=110)
+    figure.savefig(OUT / "engine.png", dpi=90)
