@@ -89,7 +89,7 @@ coverage: $(STAMPS)/package $(STAMPS)/dev ## lines and branches of csrc that the
 	  --gcov-ignore-errors all --html-details build/coverage/index.html --txt build/coverage/coverage.txt build/coverage
 	tail -5 build/coverage/coverage.txt
 
-bench: $(STAMPS)/package $(STAMPS)/dev ## all benchmarks (about half an hour); BENCH="peer engine" runs some
+bench: $(STAMPS)/package $(STAMPS)/dev ## all benchmarks (about 20 minutes); BENCH="peer engine" runs some
 	tools/need dpdk valgrind
 	$(PIP) install 'matplotlib>=3.8'
 	cmake --preset release
