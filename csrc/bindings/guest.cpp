@@ -129,16 +129,16 @@ py::list rings(const Guest& guest) {
 }
 
 constexpr const char* guest_doc =
-    "A virtual machine's network card without the machine: a vhost-user front end with rings in a memfd.\n\n"
-    "A peer for tests, demos and users without a VM; it knows nothing of EthVhost. queues: pairs, 1 to 128. server:\n"
-    "listen on `path` (from here on) instead of connecting to it. ring_size: power of two, 2 to 32768. features: mask "
-    "of\n"
-    "the virtio feature bits to acknowledge if offered; None: all but the control queue. rx_buf: bytes of a receive\n"
-    "buffer, virtio header included. mtu: told to the back end if it wants to know. segment: when not 0, the virtio\n"
-    "header gets a descriptor of its own and packets are cut into pieces of so many bytes.\n\n"
-    "No method but connect() and disconnect() waits. One thread at a time; while connected, each queue and direction "
-    "may\n"
-    "have one of its own. Raises ConfigError; OSError when the socket cannot be made.";
+    R"(A virtual machine's network card without the machine: a vhost-user front end with rings in a memfd.
+
+A peer for tests, demos and users without a VM; it knows nothing of EthVhost. queues: pairs, 1 to 128. server: listen
+on `path` (from here on) instead of connecting to it. ring_size: power of two, 2 to 32768. features: mask of the
+virtio feature bits to acknowledge if offered; None: all but the control queue. rx_buf: bytes of a receive buffer,
+virtio header included. mtu: told to the back end if it wants to know. segment: when not 0, the virtio header gets a
+descriptor of its own and packets are cut into pieces of so many bytes.
+
+No method but connect() and disconnect() waits. One thread at a time; while connected, each queue and direction may
+have one of its own. Raises ConfigError; OSError when the socket cannot be made.)";
 
 }  // namespace
 
@@ -153,29 +153,31 @@ void register_guest(py::module_& parent) {
            py::arg("path"), py::kw_only(), py::arg("queues") = 1, py::arg("server") = false, py::arg("ring_size") = 256,
            py::arg("features") = py::none(), py::arg("rx_buf") = 2048, py::arg("mtu") = 1500, py::arg("segment") = 0)
       .def("connect", &connect, py::arg("timeout") = py::none(),
-           "Find a back end, agree on features and start all rings, in new memory.\n\n"
-           "May be called again after disconnect(), close(), or when the back end has left. timeout: seconds for each\n"
-           "step; None waits for ever. Releases the GIL and honours Ctrl-C. Raises Disconnected (nobody there in "
-           "time),\n"
-           "ProtocolError (the back end refused), ConfigError (more queues than it has), VhostIoatError (connected).")
+           R"(Find a back end, agree on features and start all rings, in new memory.
+
+May be called again after disconnect(), close(), or when the back end has left. timeout: seconds for each step; None
+waits for ever. Releases the GIL and honours Ctrl-C. Raises Disconnected (nobody there in time), ProtocolError (the
+back end refused), ConfigError (more queues than it has), VhostIoatError (connected).)")
       .def("disconnect", &disconnect,
-           "Stop each ring (GET_VRING_BASE), so that the next connect() goes on at its index, and leave.\n\n"
-           "Raises Disconnected or ProtocolError when the back end does not answer well; it is left in any case.")
+           R"(Stop each ring (GET_VRING_BASE), so that the next connect() goes on at its index, and leave.
+
+Raises Disconnected or ProtocolError when the back end does not answer well; it is left in any case.)")
       .def("close", in_turn(&Guest::close),
            "Leave without a word, as a killed virtual machine does; stop listening. Idempotent.")
       .def("send", &send, py::arg("q"), py::arg("pkts"), py::arg("net_hdr") = py::none(),
-           "Send packets on queue `q`: a Burst, or a sequence of bytes-like objects; returns how many, from the "
-           "front.\n\n"
-           "net_hdr: array (n,) of the dtype of Burst.net_hdr; None takes that of the Burst, or all zero. Packets are\n"
-           "copied. Raises IndexError, TypeError, ValueError (above 65553 bytes), Disconnected when nothing was sent "
-           "and\n"
-           "the back end has left, ProtocolError when it broke the ring.")
+           R"(Send packets on queue `q`: a Burst, or a sequence of bytes-like objects; returns how many, from the
+front.
+
+net_hdr: array (n,) of the dtype of Burst.net_hdr; None takes that of the Burst, or all zero. Packets are copied.
+Raises IndexError, TypeError, ValueError (above 65553 bytes), Disconnected when nothing was sent and the back end has
+left, ProtocolError when it broke the ring.)")
       .def("recv", &recv, py::arg("q"), py::arg("n") = 32,
            "At most `n` packets of queue `q`, copied, without headers. Raises as recv_burst().")
       .def("recv_burst", &recv_burst, py::arg("q"), py::arg("n") = 32,
-           "At most `n` packets of queue `q` as a Burst of its own memory; empty when there is nothing.\n\n"
-           "Raises IndexError, ValueError (n < 1), Disconnected when there is nothing and the back end has left,\n"
-           "ProtocolError when it broke the ring.")
+           R"(At most `n` packets of queue `q` as a Burst of its own memory; empty when there is nothing.
+
+Raises IndexError, ValueError (n < 1), Disconnected when there is nothing and the back end has left, ProtocolError
+when it broke the ring.)")
       .def(
           "rx_fileno",
           [](Guest& self, long long q) { return in_turn(&Guest::receive_fd)(self, checked_queue(self, q)); },
@@ -189,10 +191,9 @@ void register_guest(py::module_& parent) {
           "rx_intr_disable",
           [](Guest& self, long long q) { in_turn (&Guest::disable_interrupt)(self, checked_queue(self, q)); },
           py::arg("q"), "Ask the back end not to signal rx_fileno(); the state after connect().")
-      .def(
-          "rings", &rings,
-          "State of each ring as a dict, in the order receive, send, receive, ...: size, free_descriptors, in_flight,\n"
-          "avail_index, used_index, packets, bytes, kicks, and broken (the back end signalled the err eventfd).")
+      .def("rings", &rings,
+           R"(State of each ring as a dict, in the order receive, send, receive, ...: size, free_descriptors,
+in_flight, avail_index, used_index, packets, bytes, kicks, and broken (the back end signalled the err eventfd).)")
       .def_property_readonly("connected", in_turn(&Guest::connected), "Whether the back end is there.")
       .def_property_readonly(
           "features", [](Guest& self) { return in_turn(&Guest::features)(self).mask(); },

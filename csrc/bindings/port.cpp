@@ -256,14 +256,13 @@ void register_port(py::module_& m) {
       .def(
           "rx_fileno", [](EthVhost& self, long long q) { return self.rx_fileno(checked_queue(self, q)); },
           py::arg("queue_id"),
-          "A pollable fd that becomes readable when the guest kicks rx queue `queue_id` after rx_intr_enable(); it "
-          "stays\n"
-          "the same over reconnects and belongs to the port.")
+          R"(A pollable fd that becomes readable when the guest kicks rx queue `queue_id` after rx_intr_enable(); it
+stays the same over reconnects and belongs to the port.)")
       .def(
           "rx_intr_enable", [](EthVhost& self, long long q) { return self.rx_intr_enable(checked_queue(self, q)); },
           py::arg("queue_id"),
-          "Ask the guest to kick when it sends, and look once more: True means packets wait already, so receive them\n"
-          "instead of waiting for the fd. (VIRTIO 1.2, 2.7.10)")
+          R"(Ask the guest to kick when it sends, and look once more: True means packets wait already, so receive them
+instead of waiting for the fd. (VIRTIO 1.2, 2.7.10))")
       .def(
           "rx_intr_disable", [](EthVhost& self, long long q) { self.rx_intr_disable(checked_queue(self, q)); },
           py::arg("queue_id"), "Ask the guest not to kick any more.")
@@ -280,8 +279,8 @@ void register_port(py::module_& m) {
       .def(
           "engine_model", [](EthVhost& self, long long q) { return self.engine_model(checked_queue(self, q)); },
           py::arg("queue_id"),
-          "The IoatModel behind the software engine of tx queue `queue_id`, to inject faults or to step it (sw_mode=\n"
-          "\"stepped\"); None when the queue has a hardware engine or none.")
+          R"(The IoatModel behind the software engine of tx queue `queue_id`, to inject faults or to step it (sw_mode=
+"stepped"); None when the queue has a hardware engine or none.)")
       .def("_stats", &stats_dict)
       .def("_link", [](const EthVhost& self) { return py::make_tuple(self.link_up(), 10000, true); })
       .def("_info", &info_dict)

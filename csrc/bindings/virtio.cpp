@@ -193,10 +193,10 @@ void register_virtio(py::module_& parent) {
   py::module_ m = parent.def_submodule("virtio", "The split virtqueue by itself (VIRTIO 1.2, 2.7).");
 
   py::class_<GuestMemory, std::shared_ptr<GuestMemory>>(m, "GuestMemory",
-                                                        "Guest memory of regions [(gpa, size), ...], zeroed.\n\n"
-                                                        "Raises ConfigError when regions are empty, overlap or wrap, "
-                                                        "or are more than 509. The memory lives as long as the\n"
-                                                        "object, a ring in it, or a view of it.")
+                                                        R"(Guest memory of regions [(gpa, size), ...], zeroed.
+
+Raises ConfigError when regions are empty, overlap or wrap, or are more than 509. The memory lives as long as the
+object, a ring in it, or a view of it.)")
       .def(py::init<const Extents&>(), py::arg("regions"))
       .def(
           "view",
@@ -204,8 +204,9 @@ void register_virtio(py::module_& parent) {
             return self.cast<GuestMemory&>().view(self, gpa, n, writable);
           },
           py::arg("gpa"), py::arg("n"), py::arg("writable") = false,
-          "uint8 array (n,) of guest memory at `gpa`, zero copy, read-only unless `writable`.\n\n"
-          "Raises GuestError when the bytes do not lie in one region. The array keeps the memory alive.");
+          R"(uint8 array (n,) of guest memory at `gpa`, zero copy, read-only unless `writable`.
+
+Raises GuestError when the bytes do not lie in one region. The array keeps the memory alive.)");
 
   py::class_<Chain>(m, "Chain", "A descriptor chain the driver made available: guest addresses and lengths.")
       .def_readonly("head", &Chain::head)
@@ -215,20 +216,19 @@ void register_virtio(py::module_& parent) {
         return format("<Chain head %u, %zu readable, %zu writable>", c.head, c.readable.size(), c.writable.size());
       });
 
-  py::class_<DeviceRing>(
-      m, "SplitRing",
-      "Device side of a split virtqueue in `mem`; ring addresses are guest-physical.\n\n"
-      "size is a power of two, 1 to 32768; features is a mask of virtio feature bits (INDIRECT_DESC and EVENT_IDX\n"
-      "matter); the used index goes on from what the ring holds. One thread at a time. Raises ConfigError, or "
-      "GuestError\n"
-      "when the ring does not lie in guest memory.")
+  py::class_<DeviceRing>(m, "SplitRing",
+                         R"(Device side of a split virtqueue in `mem`; ring addresses are guest-physical.
+
+size is a power of two, 1 to 32768; features is a mask of virtio feature bits (INDIRECT_DESC and EVENT_IDX matter);
+the used index goes on from what the ring holds. One thread at a time. Raises ConfigError, or GuestError when the ring
+does not lie in guest memory.)")
       .def(py::init<std::shared_ptr<GuestMemory>, uint32_t, uint64_t, uint64_t, uint64_t, uint64_t, uint16_t>(),
            py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"), py::arg("used"), py::kw_only(),
            py::arg("features") = 0, py::arg("last_avail") = 0)
       .def("pop", in_turn(&DeviceRing::pop),
-           "Take the next available chain, or None.\n\n"
-           "Every rule of VIRTIO 1.2, 2.7 is checked: GuestError when one is broken, and from then on, as `broken` "
-           "says.")
+           R"(Take the next available chain, or None.
+
+Every rule of VIRTIO 1.2, 2.7 is checked: GuestError when one is broken, and from then on, as `broken` says.)")
       .def("push_used", in_turn(&DeviceRing::push_used), py::arg("head"), py::arg("n"),
            "Write a used element: chain `head`, `n` bytes written. publish() shows it. (2.7.8)")
       .def("publish", in_turn(&DeviceRing::publish),
@@ -238,23 +238,24 @@ void register_virtio(py::module_& parent) {
       .def_property_readonly("broken", in_turn(&DeviceRing::broken),
                              "Why the ring is broken, in a sentence; None when it is not.");
 
-  py::class_<PyDriverRing>(
-      m, "DriverRing",
-      "Driver side of a split virtqueue in `mem`; ring addresses are guest-physical.\n\n"
-      "`start` is where both indices begin. Indirect tables live in a region of their own that is added to `mem`. One\n"
-      "thread at a time. Raises as SplitRing does.")
+  py::class_<PyDriverRing>(m, "DriverRing",
+                           R"(Driver side of a split virtqueue in `mem`; ring addresses are guest-physical.
+
+`start` is where both indices begin. Indirect tables live in a region of their own that is added to `mem`. One thread
+at a time. Raises as SplitRing does.)")
       .def(py::init<std::shared_ptr<GuestMemory>, uint32_t, uint64_t, uint64_t, uint64_t, uint64_t, uint16_t>(),
            py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"), py::arg("used"), py::kw_only(),
            py::arg("features") = 0, py::arg("start") = 0)
       .def("add", in_turn(&PyDriverRing::add), py::arg("readable"), py::arg("writable"), py::kw_only(),
            py::arg("indirect") = false,
-           "Put a chain of [(gpa, len), ...] into the ring; its head, or None when there is no room. publish() shows "
-           "it.")
+           R"(Put a chain of [(gpa, len), ...] into the ring; its head, or None when there is no room. publish() shows
+it.)")
       .def("publish", in_turn(&PyDriverRing::publish),
            "Show the device what was added; True when it wants a kick. (2.7.13)")
       .def("take_used", in_turn(&PyDriverRing::take_used),
-           "Take back the next chain the device is done with: (head, bytes written), or None.\n\n"
-           "Raises GuestError when the device has returned what it was not given.");
+           R"(Take back the next chain the device is done with: (head, bytes written), or None.
+
+Raises GuestError when the device has returned what it was not given.)");
 }
 
 }  // namespace vhost_ioat::bindings
