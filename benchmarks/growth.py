@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, Ratio, Results, by_place, program
+from common import ROOT, Ratio, Results, best, by_place, program
 
 import vhost_ioat
 from vhost_ioat.guest import Guest
@@ -32,18 +32,20 @@ def regions(results: Results, slices: int = 11) -> None:
             )
 
 
-def rings_and_bursts(results: Results, tries: int = 5) -> None:
-    def least(*arguments: object) -> float:
-        return min(float(program("bench_queues", *arguments)) for _ in range(tries))
-
+def rings_and_bursts(results: Results) -> None:
     for ring in (256, 1024, 4096):
-        results.add("rings", ring=ring, rx_ns=least("rx", 64, 64, ring), tx_ns=least("tx", 64, 64, ring))
+        results.add(
+            "rings",
+            ring=ring,
+            rx_ns=best("bench_queues", "rx", 64, 64, ring),
+            tx_ns=best("bench_queues", "tx", 64, 64, ring),
+        )
     for burst in (1, 8, 32, 64, 256, 1024):
         results.add(
             "bursts",
             burst=burst,
-            rx_ns=least("rx", 64, burst, 1024, 1, 2_000_000),
-            tx_ns=least("tx", 64, burst, 1024, 1, 2_000_000),
+            rx_ns=best("bench_queues", "rx", 64, burst, 1024, 1, 2_000_000),
+            tx_ns=best("bench_queues", "tx", 64, burst, 1024, 1, 2_000_000),
         )
 
 

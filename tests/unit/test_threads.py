@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import numpy as np
@@ -23,24 +24,13 @@ THREADS = 4
 def together(*bodies: Callable[[], object]) -> list[object]:
     """Runs the bodies in as many threads, from one moment on; what each returned."""
     start = threading.Barrier(len(bodies))
-    results: list[object] = [None] * len(bodies)
 
-    def run(i: int) -> None:
+    def run(body: Callable[[], object]) -> object:
         start.wait()
-        try:
-            results[i] = bodies[i]()
-        except Exception as error:
-            results[i] = error
+        return body()
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(bodies))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-    return results
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(run, bodies))
 
 
 def test_the_module_needs_no_gil():
