@@ -16,7 +16,7 @@ cxx_sources := CMakeLists.txt $(shell find csrc -name '*.[ch]pp')
 sources := pyproject.toml $(cxx_sources) $(shell find python -type f -not -name '*.pyc')
 cxx_format := $(shell find csrc tests benchmarks -name '*.[ch]pp')
 
-.PHONY: help build demo test lint format test-cpp test-python asan tsan fuzz defects coverage bench bench-check interop-full vfio clean
+.PHONY: help build demo test lint format test-cpp test-python asan tsan fuzz defects coverage chaos bench bench-check interop-full vfio clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -88,6 +88,14 @@ coverage: $(STAMPS)/package $(STAMPS)/dev ## lines and branches of csrc that the
 	$(VENV)/bin/gcovr --root . --filter csrc/ --exclude-throw-branches --exclude-unreachable-branches \
 	  --gcov-ignore-errors all --html-details build/coverage/index.html --txt build/coverage/coverage.txt build/coverage
 	tail -5 build/coverage/coverage.txt
+
+CHAOS_SECONDS ?= 600
+CHAOS_SEED ?= 1
+chaos: $(STAMPS)/package $(STAMPS)/dev ## hostile peers, shortages, failing engines beside verified traffic, CHAOS_SECONDS (600)
+	cmake --preset dev
+	cmake --build --preset dev --target vhost_ioat_shortages
+	LD_PRELOAD=$(CURDIR)/build/dev/libvhost_ioat_shortages.so \
+	  $(PY) benchmarks/chaos.py $(CHAOS_SECONDS) --seed $(CHAOS_SEED)
 
 bench: $(STAMPS)/package $(STAMPS)/dev ## all benchmarks (about 20 minutes); BENCH="peer engine" runs some
 	tools/need dpdk valgrind

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from watchdog import until
+
 
 class Resources(NamedTuple):
     """Open files by kind, and shared mappings by what they map. Private memory comes and goes with the allocator."""
@@ -28,3 +30,17 @@ def resources() -> Resources:
         if fields[1][3] == "s":
             mappings[fields[5] if len(fields) > 5 else "anonymous"] += 1
     return Resources(fds, mappings)
+
+
+def expect_resources(before: Resources) -> None:
+    """
+    A port's helper closes and unmaps what a peer gave; it has done so, sooner or later.
+
+    Not more than before, rather than the same: what an earlier port left to its helper may have gone meanwhile.
+    """
+
+    def as_before() -> bool:
+        now = resources()
+        return now.fds <= before.fds and now.mappings <= before.mappings
+
+    until(as_before, f"the resources held before, {before}; now {resources()}", pause=0.001)

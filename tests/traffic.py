@@ -3,17 +3,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 
-PATIENCE = 20.0  # seconds; only reached when a test fails
+from watchdog import until
 
-
-def until(condition: Callable[[], object], what: str = "condition") -> None:
-    """Call `condition` until it is true."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"not within {PATIENCE:g} s: {what}"
+__all__ = ["at_guest", "at_port", "exchange", "numbered", "packets_of", "send_all", "until"]
 
 
 def packets_of(burst) -> list[bytes]:

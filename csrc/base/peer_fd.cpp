@@ -1,26 +1,192 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "base/peer_fd.hpp"
 
-#include <cstdio>
-#include <string_view>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <ctime>
 
 #include "base/error.hpp"
+#include "base/eventfd_aio.hpp"
 
 namespace vhost_ioat {
+namespace {
+
+bool old_kernel = false;  // detail::pretend_old_kernel()
+
+constexpr uint64_t one = 1;
+
+/// Is there anything to read, or room to write? The peer may change that before we come to it.
+bool ready(int fd, short events) noexcept {
+  pollfd watched{fd, events, 0};
+  return ::poll(&watched, 1, 0) == 1;
+}
+
+void set_nonblocking(int fd) noexcept {
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags >= 0 && !(flags & O_NONBLOCK)) ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+/// -1 and EAGAIN instead of waiting.
+ssize_t read_now(int fd, void* to, size_t size) noexcept {
+  iovec part{to, size};
+  if (!old_kernel) {
+    const ssize_t n = ::preadv2(fd, &part, 1, -1, RWF_NOWAIT);
+    if (n >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS)) return n;
+  }
+  set_nonblocking(fd);
+  if (ready(fd, POLLIN)) return ::read(fd, to, size);
+  errno = EAGAIN;
+  return -1;
+}
+
+ssize_t write_now(int fd, const void* from, size_t size) noexcept {
+  iovec part{const_cast<void*>(from), size};
+  if (!old_kernel) {
+    const ssize_t n = ::pwritev2(fd, &part, 1, -1, RWF_NOWAIT);
+    if (n >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS)) return n;
+  }
+  set_nonblocking(fd);
+  if (ready(fd, POLLOUT)) return ::write(fd, from, size);
+  errno = EAGAIN;
+  return -1;
+}
+
+/// Keeps the SIGPIPE of a write in this thread away from everybody: blocked, and taken if it came of this write.
+class WithoutSigpipe {
+ public:
+  WithoutSigpipe() noexcept {
+    sigset_t pending;
+    ::sigemptyset(&pending);
+    ::sigpending(&pending);
+    waited_before_ = ::sigismember(&pending, SIGPIPE) == 1;
+    ::sigemptyset(&pipe_);
+    ::sigaddset(&pipe_, SIGPIPE);
+    ::pthread_sigmask(SIG_BLOCK, &pipe_, &before_);
+  }
+  WithoutSigpipe(const WithoutSigpipe&) = delete;
+  WithoutSigpipe& operator=(const WithoutSigpipe&) = delete;
+  ~WithoutSigpipe() {
+    const int saved = errno;
+    if (broken_ && !waited_before_) {
+      const timespec now{};
+      while (::sigtimedwait(&pipe_, nullptr, &now) < 0 && errno == EINTR) {
+      }
+    }
+    ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+    errno = saved;
+  }
+  void broken() noexcept { broken_ = true; }
+
+ private:
+  sigset_t pipe_, before_;
+  bool waited_before_, broken_ = false;
+};
+
+ssize_t write_pipe(int fd) noexcept {
+  WithoutSigpipe guard;
+  const ssize_t n = write_now(fd, &one, sizeof one);
+  if (n < 0 && errno == EPIPE) guard.broken();
+  return n;
+}
+
+/// A write of 0 changes no eventfd, and every other file without a type of its own refuses it. Asked of the kernel
+/// without AT_STATX_DONT_SYNC, the type of a file may be a question to a file system that never answers.
+bool is_eventfd_by_trial(int fd) noexcept {
+  struct statx file{};
+  if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &file) != 0) return false;
+  if ((file.stx_mode & S_IFMT) != 0) return false;
+  set_nonblocking(fd);
+  const uint64_t zero = 0;
+  return ::write(fd, &zero, sizeof zero) == sizeof zero || errno == EAGAIN;
+}
+
+PeerFd::Kind kind_of(int fd) noexcept {
+  int value = 0;
+  socklen_t size = sizeof value;
+  if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &value, &size) == 0) {
+    return value == AF_UNIX ? PeerFd::Kind::socket : PeerFd::Kind::unusable;
+  }
+  if (::fcntl(fd, F_GETPIPE_SZ) >= 0) return PeerFd::Kind::pipe;
+  const auto answer = old_kernel ? eventfd_aio::Answer::unknown : eventfd_aio::is_eventfd(fd);
+  const bool eventfd =
+      answer == eventfd_aio::Answer::unknown ? is_eventfd_by_trial(fd) : answer == eventfd_aio::Answer::yes;
+  return eventfd ? PeerFd::Kind::eventfd : PeerFd::Kind::unusable;
+}
+
+}  // namespace
+
+PeerFd::PeerFd(int fd, Use use) noexcept : fd_(fd) {
+  if (fd < 0) return;
+  const int flags = ::fcntl(fd, F_GETFL);
+  const int mode = flags & O_ACCMODE;
+  if (flags < 0 || flags & O_PATH) {
+    why_ = "it is only a name of a file (O_PATH), not an open one";
+  } else if (kind_ = kind_of(fd); kind_ == Kind::unusable) {
+    why_ = "it is neither an eventfd nor a pipe nor a Unix socket";
+  } else if (use == Use::wait && kind_ == Kind::socket) {
+    why_ = "it is a socket, which may bring further fds along";
+  } else if (use == Use::signal && mode == O_RDONLY) {
+    why_ = "it is open for reading only";
+  } else if (use == Use::wait && mode == O_WRONLY) {
+    why_ = "it is open for writing only";
+  }
+  usable_ = *why_ == 0;
+  if (!usable_) kind_ = Kind::unusable;
+}
+
+PeerFd::Signalled PeerFd::signal() noexcept {
+  if (!usable_) return Signalled::nobody;
+  if (kind_ == Kind::eventfd && !old_kernel && eventfd_aio::signal(fd_)) return Signalled::delivered;
+  ssize_t n;
+  do {
+    n = kind_ == Kind::socket ? ::send(fd_, &one, sizeof one, MSG_DONTWAIT | MSG_NOSIGNAL)
+        : kind_ == Kind::pipe ? write_pipe(fd_)
+                              : write_now(fd_, &one, sizeof one);
+  } while (n < 0 && errno == EINTR);
+  // Full: whoever reads has signals enough. A datagram socket says so with ENOBUFS, too.
+  if (n >= 0 || errno == EAGAIN || errno == ENOBUFS) return Signalled::delivered;
+  if (errno != ENOMEM) {
+    usable_ = false;
+    why_ = "its other end is gone";
+  }
+  return Signalled::failed;
+}
+
+PeerFd::Drained PeerFd::drain() noexcept {
+  if (!usable_) return Drained::closed;
+  uint8_t bytes[4096];
+  Drained result = Drained::nothing;
+  for (int reads = 0; reads < 16; ++reads) {
+    const ssize_t n = read_now(fd_, bytes, kind_ == Kind::eventfd ? sizeof(uint64_t) : sizeof bytes);
+    if (n > 0) {
+      result = Drained::signalled;
+      if (kind_ == Kind::eventfd || n < static_cast<ssize_t>(sizeof bytes)) break;
+    } else if (n < 0 && errno == EINTR) {
+      continue;
+    } else if (n < 0 && errno == EAGAIN) {
+      break;
+    } else {  // the end: what came before it counts, the next call finds it again
+      return result == Drained::signalled ? result : Drained::closed;
+    }
+  }
+  return result;
+}
 
 void adopt_eventfd(int fd) {
-  char path[48], text[512];
-  std::snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
-  const UniqueFd info(::open(path, O_RDONLY | O_CLOEXEC));
-  const ssize_t n = info ? ::read(info.get(), text, sizeof text) : -1;
-  if (n < 0) throw std::system_error(errno, std::generic_category(), path);
-  if (std::string_view(text, static_cast<size_t>(n)).find("eventfd-count") == std::string_view::npos) {
-    throw Error("the fd is not an eventfd");
-  }
-  const int flags = ::fcntl(fd, F_GETFL);
-  if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
-    throw std::system_error(errno, std::generic_category(), "cannot make an eventfd non-blocking");
-  }
+  if (PeerFd(fd, PeerFd::Use::signal).kind() != PeerFd::Kind::eventfd) throw Error("the fd is not an eventfd");
+  set_nonblocking(fd);
 }
+
+namespace detail {
+void pretend_old_kernel(bool old) noexcept { old_kernel = old; }
+}  // namespace detail
 
 }  // namespace vhost_ioat

@@ -1,12 +1,64 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
-#include "base/unique_fd.hpp"
+#include <cstdint>
 
 namespace vhost_ioat {
 
-/// Makes sure that writing to and reading from an fd a peer sent can neither block nor do harm: it is an eventfd, and
-/// non-blocking from now on. (The flag belongs to the file and so to both sides; peers make theirs non-blocking
-/// anyway.) Throws Error when it is something else, std::system_error when /proc cannot tell.
+/// A file descriptor that a peer sent to be signalled by (a call, an err, an interrupt) or to be waited for (a kick).
+///
+/// The rule for all of them: nothing here waits, whatever the fd is and whatever the peer does to it at the same time.
+/// The peer shares the open file, so it can take O_NONBLOCK off and fill a counter or a buffer at any moment; the flag
+/// is therefore not relied on:
+///
+/// | kind    | signal()                                             | drain()                           |
+/// |---------|------------------------------------------------------|-----------------------------------|
+/// | eventfd | completion of an empty read (aio): the kernel adds 1, saturating | preadv2 RWF_NOWAIT    |
+/// | pipe    | pwritev2 RWF_NOWAIT, SIGPIPE kept from the process   | preadv2 RWF_NOWAIT, at most 64 KiB |
+/// | socket  | send MSG_DONTWAIT MSG_NOSIGNAL                       | not used, see below               |
+///
+/// Only where the kernel lacks these calls (no CONFIG_AIO, RWF_NOWAIT on pipes before Linux 6.5) O_NONBLOCK and a
+/// poll() before the call have to do. A socket is not taken as a kick: what is read from it may carry further fds, and
+/// closing those may wait. Anything else (files, directories, terminals, epoll, timerfd, signalfd, io_uring, devices,
+/// O_PATH) is unusable and is neither written, read, polled nor asked for its attributes: the ring is polled instead.
+///
+/// Does not own the fd, and needs it open. One thread at a time. Telling the kind needs no /proc.
+class PeerFd {
+ public:
+  enum class Kind : uint8_t { none, eventfd, pipe, socket, unusable };
+  enum class Use : uint8_t { signal, wait };
+  enum class Signalled : uint8_t { delivered, failed, nobody };  // nobody: there is none, or it failed before
+  enum class Drained : uint8_t { nothing, signalled, closed };   // closed: there will be no more
+
+  PeerFd() = default;
+  /// -1: none.
+  PeerFd(int fd, Use use) noexcept;
+
+  Kind kind() const { return kind_; }
+  /// Can it be used as was asked? False for none, too.
+  explicit operator bool() const { return usable_; }
+  int fd() const { return usable_ ? fd_ : -1; }
+  /// Why it is of no use, for an event; empty when it is usable or none.
+  const char* why() const { return why_; }
+
+  /// Tells the peer; one that has more than enough signals waiting counts as told. `failed` comes once: its other end
+  /// is gone, and it is not tried again.
+  Signalled signal() noexcept;
+  /// Takes the signals that wait. Bounded; what is left shows as readable again.
+  Drained drain() noexcept;
+
+ private:
+  int fd_ = -1;
+  Kind kind_ = Kind::none;
+  bool usable_ = false;
+  const char* why_ = "";
+};
+
+/// Makes an fd non-blocking that must be an eventfd; throws Error when it is something else.
 void adopt_eventfd(int fd);
+
+namespace detail {
+/// For tests: as on a kernel without aio and RWF_NOWAIT. Not while other threads signal.
+void pretend_old_kernel(bool old) noexcept;
+}  // namespace detail
 
 }  // namespace vhost_ioat

@@ -6,19 +6,31 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <memory>
 #include <system_error>
 #include <utility>
 
 namespace vhost_ioat {
 
-/// Owns one file descriptor.
+/// Closes file descriptors that a peer sent somewhere else: close() of a socket that lingers, or of a file that lies on
+/// somebody's file system, takes as long as the peer likes.
+class FdCloser {
+ public:
+  virtual ~FdCloser() = default;
+  virtual void close_later(int fd) noexcept = 0;
+};
+
+/// Owns one file descriptor. One that a peer sent is given the closer of its session.
 class UniqueFd {
  public:
   UniqueFd() = default;
   explicit UniqueFd(int fd) : fd_(fd) {}
-  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  UniqueFd(int fd, std::shared_ptr<FdCloser> closer) noexcept : fd_(fd), closer_(std::move(closer)) {}
+  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)), closer_(std::move(other.closer_)) {}
   UniqueFd& operator=(UniqueFd&& other) noexcept {
-    if (this != &other) reset(std::exchange(other.fd_, -1));
+    if (this == &other) return *this;
+    reset(std::exchange(other.fd_, -1));
+    closer_ = std::move(other.closer_);
     return *this;
   }
   UniqueFd(const UniqueFd&) = delete;
@@ -28,9 +40,10 @@ class UniqueFd {
   int get() const { return fd_; }
   explicit operator bool() const { return fd_ >= 0; }
   int release() { return std::exchange(fd_, -1); }
-  void reset(int fd = -1) {
-    if (fd_ >= 0) ::close(fd_);
+  void reset(int fd = -1) noexcept {
+    if (fd_ >= 0) closer_ ? closer_->close_later(fd_) : static_cast<void>(::close(fd_));
     fd_ = fd;
+    closer_.reset();
   }
   UniqueFd duplicate() const {
     int fd = ::fcntl(fd_, F_DUPFD_CLOEXEC, 0);
@@ -40,6 +53,7 @@ class UniqueFd {
 
  private:
   int fd_ = -1;
+  std::shared_ptr<FdCloser> closer_;  // none: it is closed here and now
 };
 
 inline UniqueFd make_eventfd() {

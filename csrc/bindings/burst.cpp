@@ -7,9 +7,11 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
 
 #include "base/error.hpp"
+#include "bindings/net_header.hpp"
 #include "port/arenas.hpp"
 
 namespace vhost_ioat::bindings {
@@ -64,35 +66,6 @@ void burst_dealloc(PyObject* object) {
   Py_DECREF(burst_type);  // instances of heap types own their type
 }
 
-template <typename Body>
-PyObject* guarded(Body&& body) noexcept {
-  try {
-    return body();
-  } catch (...) {
-    set_python_error();
-    return nullptr;
-  }
-}
-
-py::dtype header_dtype() {
-  static py::gil_safe_call_once_and_store<py::object> storage;
-  return py::reinterpret_borrow<py::dtype>(storage
-                                               .call_once_and_store_result([] {
-                                                 py::list fields;
-                                                 auto add = [&](const char* name, const char* type) {
-                                                   fields.append(py::make_tuple(name, type));
-                                                 };
-                                                 add("flags", "u1");
-                                                 add("gso_type", "u1");
-                                                 add("hdr_len", "<u2");
-                                                 add("gso_size", "<u2");
-                                                 add("csum_start", "<u2");
-                                                 add("csum_offset", "<u2");
-                                                 return py::object(py::dtype::from_args(fields));
-                                               })
-                                               .get_stored());
-}
-
 Py_ssize_t burst_length(PyObject* self) { return of(self)->count; }
 
 struct Packet {
@@ -132,10 +105,14 @@ PyBurst* share(PyBurst* self, Py_ssize_t first, Py_ssize_t step, uint32_t count)
   part->data = self->rows ? self->data : self->data + entry * Py_ssize_t{self->stride};
   part->lengths = self->lengths + entry;
   part->headers = self->headers + entry;
-  PyObject* owner = self->arrays_of ? self->arrays_of : self->own_arrays ? reinterpret_cast<PyObject*>(self) : nullptr;
-  Py_XINCREF(owner);
-  part->arrays_of = owner;
+  part->arrays_of = Py_XNewRef(self->own_arrays ? reinterpret_cast<PyObject*>(self) : self->arrays_of);
   return part;
+}
+
+/// Who keeps the rows of a detached burst, which lie in no block.
+PyObject* owner_of_rows(PyBurst* self) {
+  PyBurst* arrays = self->own_arrays ? self : of(self->arrays_of);
+  return arrays->arrays_of ? arrays->arrays_of : reinterpret_cast<PyObject*>(arrays);
 }
 
 /// Sub-burst of these packets, in this order; lengths and headers are copied, the bytes are shared.
@@ -145,12 +122,17 @@ PyBurst* choose(PyBurst* self, const py::array_t<int64_t>& indices) {
   for (size_t i = 0; i < count; ++i) checked_packet(self, static_cast<Py_ssize_t>(index[i]));
   PyBurst* part = make();
   if (count == 0) return part;
+  if (count > INT32_MAX) {
+    Py_DECREF(part);
+    throw std::bad_alloc();
+  }
   part->own_arrays = std::malloc(count * (2 * sizeof(uint32_t) + sizeof(virtio::NetHeader)));
   if (!part->own_arrays) {
     Py_DECREF(part);
     throw std::bad_alloc();
   }
   part->block = self->block.share();
+  if (!self->block) part->arrays_of = Py_NewRef(owner_of_rows(self));
   part->data = self->data;
   part->stride = self->stride;
   part->count = static_cast<uint32_t>(count);
@@ -169,32 +151,72 @@ PyBurst* choose(PyBurst* self, const py::array_t<int64_t>& indices) {
   return part;
 }
 
+/// The number that an object which numpy would take for an index stands for.
+Py_ssize_t integer_index(PyObject* key) {
+  if (PyBool_Check(key)) throw py::index_error("a bool is no index of a Burst; a mask has one for each packet");
+  const Py_ssize_t i = PyNumber_AsSsize_t(key, PyExc_IndexError);
+  if (i == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return i;
+}
+
+/// numpy takes [True, 2] for packets 1 and 2, which nobody means.
+void refuse_mixed_list(PyObject* key) {
+  if (!PyList_Check(key)) return;
+  Py_ssize_t bools = 0;
+  const Py_ssize_t n = PyList_GET_SIZE(key);
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    PyObject* item = PyList_GET_ITEM(key, i);
+    bools += PyBool_Check(item) || std::strcmp(Py_TYPE(item)->tp_name, "numpy.bool") == 0;
+  }
+  if (bools != 0 && bools != n) throw py::index_error("a mask of a Burst is of booleans or of integers, not of both");
+}
+
+py::array_t<int64_t> unsigned_indices(PyBurst* self, const py::array& mask) {
+  const auto given = py::array_t<uint64_t, py::array::c_style | py::array::forcecast>::ensure(mask);
+  py::array_t<int64_t> indices(given.size());
+  for (py::ssize_t i = 0; i < given.size(); ++i) {
+    if (given.data()[i] >= self->count)  // else 2^64 - 1 would become -1
+      throw py::index_error(
+          format("packet %llu, but the burst has %u", static_cast<unsigned long long>(given.data()[i]), self->count));
+    indices.mutable_data()[i] = static_cast<int64_t>(given.data()[i]);
+  }
+  return indices;
+}
+
+/// As numpy means a one-dimensional index of an array of as many entries, or IndexError.
 py::array_t<int64_t> mask_to_indices(PyBurst* self, PyObject* key) {
-  py::array mask = py::array::ensure(py::reinterpret_borrow<py::object>(key));
+  constexpr const char* what =
+      "a Burst is indexed by an integer, a slice, or a one-dimensional mask of booleans or integers; a byte of a "
+      "packet "
+      "is b[i][j]";
+  if (PyTuple_Check(key) || key == Py_None || key == Py_Ellipsis) throw py::index_error(what);
+  refuse_mixed_list(key);
+  const py::array mask = py::array::ensure(py::reinterpret_borrow<py::object>(key));
   if (!mask) {
     PyErr_Clear();
-    throw py::type_error(
-        "a Burst is indexed by an integer, a slice, or a one-dimensional mask of booleans or integers");
+    throw py::index_error(what);
   }
-  if (mask.ndim() != 1) throw py::index_error("a mask of a Burst has one dimension");
-  if (mask.dtype().kind() == 'b') {
+  if (mask.ndim() != 1) throw py::index_error(what);
+  const char kind = mask.dtype().kind();
+  if (kind == 'b') {
     if (mask.size() != py::ssize_t{self->count})
       throw py::index_error(format("boolean mask of %zd for a burst of %u packets", mask.size(), self->count));
     return mask.attr("nonzero")().cast<py::tuple>()[0].cast<py::array_t<int64_t>>();
   }
-  if (mask.size() == 0) return py::array_t<int64_t>(0);
-  if (mask.dtype().kind() != 'i' && mask.dtype().kind() != 'u')
-    throw py::index_error("a mask of a Burst is of booleans or integers");
-  return mask.attr("astype")("int64").cast<py::array_t<int64_t>>();
+  if (mask.size() == 0 && !py::isinstance<py::array>(key)) return py::array_t<int64_t>(0);  // [] has no kind of its own
+  if (kind == 'u') return unsigned_indices(self, mask);
+  if (kind != 'i') throw py::index_error(what);
+  return py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(mask);
 }
 
 PyObject* burst_subscript(PyObject* object, PyObject* key) {
   return guarded([&]() -> PyObject* {
     PyBurst* self = of(object);
-    if (PyIndex_Check(key) && !py::isinstance<py::array>(key)) {  // an ndarray has __index__ too
-      const Py_ssize_t i = PyNumber_AsSsize_t(key, PyExc_IndexError);
-      if (i == -1 && PyErr_Occurred()) throw py::error_already_set();
-      return packet_view(self, i);
+    if (PyIndex_Check(key)) {  // an ndarray has __index__ too, and means it when it has no dimensions
+      if (!py::isinstance<py::array>(key)) return packet_view(self, integer_index(key));
+      const auto array = py::reinterpret_borrow<py::array>(key);
+      if (array.ndim() == 0 && (array.dtype().kind() == 'i' || array.dtype().kind() == 'u'))
+        return packet_view(self, integer_index(key));
     }
     if (PySlice_Check(key)) {
       Py_ssize_t start, stop, step;
@@ -234,6 +256,7 @@ PyObject* burst_data(PyObject* object, void*) {
                       "the packets of a masked burst are not one array; gather() copies them to one");
       throw py::error_already_set();
     }
+    virtio::Burst::clear_padding(self->block, self->stride);
     return py::array(py::dtype::of<uint8_t>(), {py::ssize_t{self->count}, py::ssize_t{self->stride}},
                      {py::ssize_t{self->step} * py::ssize_t{self->stride}, py::ssize_t{1}}, self->data,
                      py::handle(object))
@@ -245,6 +268,7 @@ PyObject* burst_data(PyObject* object, void*) {
 PyObject* burst_lengths(PyObject* object, void*) {
   return guarded([&] {
     PyBurst* self = of(object);
+    virtio::Burst::clear_padding(self->block, self->stride);  // the lengths may grow now
     return py::array(py::dtype::of<uint32_t>(), {py::ssize_t{self->count}},
                      {self->step * py::ssize_t{sizeof(uint32_t)}}, self->lengths, py::handle(object))
         .release()
@@ -264,31 +288,71 @@ PyObject* burst_net_hdr(PyObject* object, void*) {
 
 PyObject* burst_tobytes(PyObject* object, PyObject* index) {
   return guarded([&] {
-    const Py_ssize_t i = PyNumber_AsSsize_t(index, PyExc_IndexError);
-    if (i == -1 && PyErr_Occurred()) throw py::error_already_set();
-    const Packet packet = checked_packet(of(object), i);
+    const Packet packet = checked_packet(of(object), integer_index(index));
     return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(packet.data), packet.length);
   });
+}
+
+int burst_set_net_hdr(PyObject* object, PyObject* given, void*) {
+  PyObject* done = guarded([&] {
+    PyBurst* self = of(object);
+    if (!given) throw py::attribute_error("net_hdr of a Burst cannot be deleted");
+    const py::array headers = headers_by_name(given);
+    if (headers.size() != py::ssize_t{self->count})
+      throw py::value_error(format("net_hdr of %zd entries for a burst of %u packets", headers.size(), self->count));
+    for (Py_ssize_t i = 0; i < Py_ssize_t{self->count}; ++i)
+      std::memcpy(&self->headers[self->step * i], headers.data(i), sizeof(virtio::NetHeader));
+    return Py_None;  // borrowed: only whether it is null matters
+  });
+  return done ? 0 : -1;
+}
+
+uint32_t longest_packet(PyBurst* self) {
+  uint32_t longest = 0;
+  for (Py_ssize_t i = 0; i < Py_ssize_t{self->count}; ++i) longest = std::max(longest, checked_packet(self, i).length);
+  return longest;
+}
+
+/// `longest` is what longest_packet() said; the lengths may have changed since.
+void copy_packets(PyBurst* self, uint32_t longest, const virtio::Burst& to) {
+  for (Py_ssize_t i = 0; i < Py_ssize_t{self->count}; ++i) {
+    const Packet packet = checked_packet(self, i);
+    to.lengths[i] = std::min(packet.length, longest);
+    to.headers[i] = self->headers[self->step * i];
+    std::memcpy(to.row(static_cast<uint32_t>(i)), packet.data, to.lengths[i]);
+  }
 }
 
 PyObject* burst_gather(PyObject* object, PyObject*) {
   return guarded([&] {
     PyBurst* self = of(object);
-    uint32_t longest = 0;
-    for (Py_ssize_t i = 0; i < Py_ssize_t{self->count}; ++i)
-      longest = std::max(longest, checked_packet(self, i).length);
-    virtio::Burst copy;
-    if (self->count != 0) {
-      copy = virtio::Burst::allocate(*port::common_arena(), self->count, longest);
-      if (!copy.block) throw std::bad_alloc();
-      for (Py_ssize_t i = 0; i < Py_ssize_t{self->count}; ++i) {
-        const Packet packet = checked_packet(self, i);
-        copy.lengths[i] = std::min(packet.length, longest);  // should it have grown since
-        copy.headers[i] = self->headers[self->step * i];
-        std::memcpy(copy.row(static_cast<uint32_t>(i)), packet.data, copy.lengths[i]);
-      }
+    if (self->count == 0) return new_burst({});
+    const uint32_t longest = longest_packet(self);
+    virtio::Burst copy = virtio::Burst::allocate(*port::common_arena(), self->count, longest);
+    if (!copy.block) {
+      const size_t rows = size_t{self->count} * virtio::Burst::stride_for(longest);
+      no_packet_memory(virtio::Burst::prefix_bytes(self->count) + rows);
     }
+    copy_packets(self, longest, copy);
     return new_burst(std::move(copy));
+  });
+}
+
+PyObject* burst_detach(PyObject* object, PyObject*) {
+  return guarded([&] {
+    PyBurst* self = of(object);
+    if (self->count == 0) return new_burst({});
+    const uint32_t longest = longest_packet(self);
+    const uint32_t stride = virtio::Burst::stride_for(longest);
+    const size_t bytes = virtio::Burst::prefix_bytes(self->count) + size_t{self->count} * stride;
+    std::unique_ptr<void, decltype(&std::free)> memory(std::calloc(bytes, 1), &std::free);
+    if (!memory) throw std::bad_alloc();
+    virtio::Burst copy;
+    copy.place(static_cast<uint8_t*>(memory.get()), self->count, stride);
+    copy_packets(self, longest, copy);
+    PyObject* detached = new_burst(std::move(copy));
+    if (detached) of(detached)->own_arrays = memory.release();
+    return detached;
   });
 }
 
@@ -299,36 +363,59 @@ PyObject* burst_from_packets(PyObject*, PyObject* packets) {
 PyMethodDef burst_methods[] = {
     {"from_packets", burst_from_packets, METH_O | METH_STATIC,
      "from_packets(packets)\n--\n\n"
-     "Copy a sequence of bytes-like packets into a new Burst; net_hdr is all zero.\n\n"
-     "Raises TypeError when an item is not bytes-like, MemoryError when the arena of such bursts (64 MiB) is "
-     "exhausted."},
+     "Copy a sequence of packets into a new Burst; net_hdr is all zero.\n\n"
+     "A packet is bytes, bytearray, a memoryview of bytes, or a 1-D array of uint8 or int8 in C order; the sequence "
+     "may\n"
+     "be a 2-D array of such rows. Raises TypeError for anything else, MemoryError when the memory that such bursts "
+     "share\n"
+     "(64 MiB) is exhausted."},
     {"tobytes", burst_tobytes, METH_O, "tobytes($self, index, /)\n--\n\nCopy packet `index` out, without padding."},
     {"gather", burst_gather, METH_NOARGS,
-     "gather($self, /)\n--\n\nCopy all packets into a new Burst whose `.data` is one array, whatever this one is."},
+     "gather($self, /)\n--\n\n"
+     "Copy all packets into a new Burst whose `.data` is one array, whatever this one is.\n\n"
+     "It lies in the packet memory that an engine copies from, 64 MiB for all such bursts: MemoryError when that is\n"
+     "exhausted. To keep packets for long, detach() them."},
+    {"detach", burst_detach, METH_NOARGS,
+     "detach($self, /)\n--\n\n"
+     "Copy all packets into a new Burst with memory of its own, as large as they need.\n\n"
+     "For packets that are kept: a received Burst, and any view or slice of it, holds the whole block that the "
+     "packets\n"
+     "came in (at most 1 MiB of `mempool`). One packet alone: b[i:i + 1].detach(), or b[i].copy() for an array. A\n"
+     "detached Burst may be sent; the CPU copies it."},
     {nullptr, nullptr, 0, nullptr},
 };
 
 PyGetSetDef burst_properties[] = {
     {"data", burst_data, nullptr,
-     "uint8 array (n, stride), writable, zero copy; row i holds packet i, bytes past lengths[i] are unspecified.\n\n"
-     "The array keeps the memory alive. BufferError for a masked burst, whose rows are apart.",
+     "uint8 array (n, stride), writable, zero copy; row i holds packet i.\n\n"
+     "Bytes past lengths[i] are 0 at first, and what the program wrote there afterwards; they are never those of "
+     "other\n"
+     "packets. The array keeps the memory alive. BufferError for a masked burst, whose rows are apart.",
      nullptr},
     {"lengths", burst_lengths, nullptr,
-     "uint32 array (n,): bytes of each packet; writable, for packets that grow or shrink within the stride.", nullptr},
-    {"net_hdr", burst_net_hdr, nullptr,
+     "uint32 array (n,): bytes of each packet; writable, for packets that grow (by zeros) or shrink within the stride.",
+     nullptr},
+    {"net_hdr", burst_net_hdr, burst_set_net_hdr,
      "Structured array (n,): flags, gso_type, hdr_len, gso_size, csum_start, csum_offset (VIRTIO 1.2, 5.1.6); "
-     "writable.",
+     "writable.\n\n"
+     "`burst.net_hdr = other` goes by the names of the fields, whatever their order; TypeError when the dtype of "
+     "`other` "
+     "has\nother fields or integers that do not fit, ValueError for another number of entries. (`burst.net_hdr[:] = "
+     "other` "
+     "is\nnumpy's, and goes by position.)",
      nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
 
 PyType_Slot burst_slots[] = {
     {Py_tp_dealloc, reinterpret_cast<void*>(burst_dealloc)},
-    {Py_tp_doc, const_cast<char*>("Packets in one piece of memory, as rx_burst returns them.\n\n"
-                                  "len, bool and iteration as of a sequence; b[i] is a 1-D uint8 view of a whole "
-                                  "packet; b[i:j] and masks of booleans or integers are sub-bursts that share the "
-                                  "memory. A Burst may outlive its port. Reading and writing it is up to one thread at "
-                                  "a time; what was sent may be written again when tx_pending() is 0.")},
+    {Py_tp_doc,
+     const_cast<char*>("Packets in one piece of memory, as rx_burst returns them.\n\n"
+                       "len, bool and iteration as of a sequence; b[i] is a 1-D uint8 view of a whole "
+                       "packet; b[i:j] and masks of booleans or integers are sub-bursts that share the "
+                       "memory. A Burst may outlive its port. Holding it, or one view of it, holds all of its "
+                       "memory, at most 1 MiB: detach() what is kept for long. Reading and writing it is up "
+                       "to one thread at a time; what was sent may be written again when tx_pending() is 0.")},
     {Py_tp_methods, burst_methods},
     {Py_tp_getset, burst_properties},
     {Py_tp_iter, reinterpret_cast<void*>(burst_iter)},
@@ -365,6 +452,10 @@ PyObject* new_burst(virtio::Burst burst) {
 }
 
 void register_burst(py::module_& m) {
+  // numpy comes with the module. The first view would import it else, in the middle of the data path.
+  py::detail::npy_api::get();
+  header_dtype();
+  register_packets();
   PyObject* type = PyType_FromSpec(&burst_spec);
   if (!type) throw py::error_already_set();
   burst_type = reinterpret_cast<PyTypeObject*>(type);

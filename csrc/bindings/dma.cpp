@@ -85,7 +85,7 @@ class HeldBuffers {
   void map(DmaSpace& space, uint64_t iova, const py::object& object) {
     auto buffer = std::make_unique<HeldBuffer>(object);
     {
-      const py::gil_scoped_release release;
+      const Unlocked unlocked;
       space.map(iova, buffer->data(), buffer->size());
     }
     const std::lock_guard lock(mutex_);
@@ -93,7 +93,7 @@ class HeldBuffers {
   }
   void unmap(DmaSpace& space, uint64_t iova) {
     const auto buffer = take(iova);
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     space.unmap(iova, buffer->size());
   }
 
@@ -147,8 +147,7 @@ class PyChannel {
   PyChannel(const PyChannel&) = delete;
   PyChannel& operator=(const PyChannel&) = delete;
   ~PyChannel() {
-    if (pages_->inherited()) return;
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     channel_->shut_down();
     try {
       space_->unmap(ring_iova_, pages_->size());
@@ -165,18 +164,18 @@ class PyChannel {
     if (model_) return model_->unmap(iova);
     buffers_.unmap(*space_, iova);
   }
-  uint32_t copy(uint64_t dst, uint64_t src, uint64_t n) { return taken(driver().copy(dst, src, n, next_)); }
-  uint32_t fill(uint64_t dst, uint64_t pattern, uint64_t n) { return taken(driver().fill(dst, pattern, n, next_)); }
+  uint32_t copy(uint64_t dst, uint64_t src, uint64_t n) { return taken(channel_->copy(dst, src, n, next_)); }
+  uint32_t fill(uint64_t dst, uint64_t pattern, uint64_t n) { return taken(channel_->fill(dst, pattern, n, next_)); }
   void submit() {
-    const py::gil_scoped_release release;  // an inline model makes the copies now
-    driver().submit();
+    const Unlocked unlocked;  // an inline model makes the copies now
+    channel_->submit();
   }
   py::list poll() {
     // A halted channel is stopped here, which does not wait: so every copy's status comes from the same call.
     Completion out[256];
     py::list list;
     for (;;) {
-      const size_t count = driver().poll(out);
+      const size_t count = channel_->poll(out);
       for (size_t i = 0; i < count; ++i) list.append(py::make_tuple(out[i].cookie, name_of(out[i].status)));
       if (count > 0) continue;
       if (!channel_->failed() || channel_->outstanding() == 0) return list;
@@ -188,8 +187,8 @@ class PyChannel {
   void reset() {
     Step step;
     {
-      const py::gil_scoped_release release;
-      while ((step = driver().reset()) == Step::pending) std::this_thread::yield();
+      const Unlocked unlocked;
+      while ((step = channel_->reset()) == Step::pending) std::this_thread::yield();
     }
     if (step == Step::failed) throw DmaError("reset failed: " + channel_->why());
   }
@@ -209,7 +208,7 @@ class PyChannel {
 
  private:
   void start(ChannelOptions options) {
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     if (model_) options.pause = pause_for(*model_);
     pages_.emplace(IoatChannel::memory_size(options.ring_size));
     place_ring();
@@ -234,12 +233,6 @@ class PyChannel {
         if (down == 16) throw;
       }
     }
-  }
-
-  IoatChannel& driver() {
-    if (pages_->inherited())
-      throw DmaError("this channel belongs to the process that made it; a child of fork has none");
-    return *channel_;
   }
 
   uint32_t taken(Refusal refusal) {
@@ -274,33 +267,40 @@ void register_model(py::module_& m) {
   py::class_<IoatModel, std::shared_ptr<IoatModel>>(
       m, "_Model", "The device behind a software engine of a port (EthVhost.engine_model()), or an IoatModel.")
       .def(
-          "read", [](IoatModel& model, uint32_t off, uint32_t size) { return model.read(off, checked_size(size, 8)); },
-          py::arg("off"), py::arg("size"), py::call_guard<py::gil_scoped_release>(),
+          "read",
+          [](IoatModel& model, Whole<uint32_t> off, Whole<uint32_t> size) {
+            return model.read(off, checked_size(size, 8));
+          },
+          py::arg("off"), py::arg("size"), py::call_guard<Unlocked>(),
           "The value of BAR0 at `off`, `size` bytes (1, 2, 4, 8). Beyond the 16 KiB: 0. Gone from the bus: all ones.")
       .def(
           "write",
-          [](IoatModel& model, uint32_t off, uint64_t value, uint32_t size) {
+          [](IoatModel& model, Whole<uint32_t> off, Whole<uint64_t> value, Whole<uint32_t> size) {
             model.write(off, value, checked_size(size, 8));
           },
-          py::arg("off"), py::arg("value"), py::arg("size"), py::call_guard<py::gil_scoped_release>(),
+          py::arg("off"), py::arg("value"), py::arg("size"), py::call_guard<Unlocked>(),
           "Writes BAR0. In mode \"inline\" a write of DMACOUNT (0x86) returns when the descriptors have run.")
       .def(
           "config_read",
-          [](IoatModel& model, uint32_t off, uint32_t size) { return model.config_read(off, checked_size(size, 4)); },
-          py::arg("off"), py::arg("size"), py::call_guard<py::gil_scoped_release>(),
+          [](IoatModel& model, Whole<uint32_t> off, Whole<uint32_t> size) {
+            return model.config_read(off, checked_size(size, 4));
+          },
+          py::arg("off"), py::arg("size"), py::call_guard<Unlocked>(),
           "The value of the PCI configuration space at `off`, `size` bytes (1, 2, 4).")
       .def(
           "config_write",
-          [](IoatModel& model, uint32_t off, uint32_t value, uint32_t size) {
+          [](IoatModel& model, Whole<uint32_t> off, Whole<uint32_t> value, Whole<uint32_t> size) {
             model.config_write(off, value, checked_size(size, 4));
           },
-          py::arg("off"), py::arg("value"), py::arg("size"), py::call_guard<py::gil_scoped_release>(),
+          py::arg("off"), py::arg("value"), py::arg("size"), py::call_guard<Unlocked>(),
           "Writes the PCI configuration space; bits that are not writable stay.")
-      .def("step", &IoatModel::step, py::arg("n") = 1, py::call_guard<py::gil_scoped_release>(),
-           "Carries out up to `n` descriptors; returns how many. Raises DmaError unless the mode is \"stepped\".")
+      .def(
+          "step", [](IoatModel& model, Whole<uint32_t> n) { return model.step(n); }, py::arg("n") = 1,
+          py::call_guard<Unlocked>(),
+          "Carries out up to `n` descriptors; returns how many. Raises DmaError unless the mode is \"stepped\".")
       .def(
           "inject",
-          [](IoatModel& model, const std::string& fault, uint64_t nth, uint64_t value) {
+          [](IoatModel& model, const std::string& fault, Whole<uint64_t> nth, Whole<uint64_t> value) {
             model.inject(fault_named(fault), nth, value);
           },
           py::arg("fault"), py::kw_only(), py::arg("nth") = 0, py::arg("value") = 0,
@@ -331,19 +331,23 @@ threaded only). Raises ConfigError (no such fault), DmaError (this model cannot 
 device_id and cbver choose what it looks like: 0x0b00 with 0x34 (Ice Lake), 0x2021 with 0x33 (Skylake), 0x6f20 with
 0x32 (Broadwell). xfercap is log2 of the most bytes of one descriptor. mode: "inline" (copies happen inside the write of
 DMACOUNT), "stepped" (inside step()) or "threaded" (a worker makes them). Any thread may use it. Raises ConfigError.)")
-      .def(py::init([](uint16_t device_id, uint8_t cbver, const std::string& mode, uint8_t xfercap) {
-             return std::make_shared<PyModel>(IoatModel::Options{device_id, cbver, model_mode(mode), xfercap});
-           }),
+      .def(py::init(
+               [](Whole<uint16_t> device_id, Whole<uint8_t> cbver, const std::string& mode, Whole<uint8_t> xfercap) {
+                 return std::make_shared<PyModel>(IoatModel::Options{device_id, cbver, model_mode(mode), xfercap});
+               }),
            py::arg("device_id") = 0x0b00, py::arg("cbver") = 0x34, py::kw_only(), py::arg("mode") = "inline",
            py::arg("xfercap") = 20)
-      .def("map", &PyModel::map, py::arg("iova"), py::arg("buffer"),
-           R"(Lets the device reach `buffer`, writable contiguous bytes, at `iova`. The model keeps the buffer alive.
+      .def(
+          "map", [](PyModel& self, Whole<uint64_t> iova, const py::object& buffer) { self.map(iova, buffer); },
+          py::arg("iova"), py::arg("buffer"),
+          R"(Lets the device reach `buffer`, writable contiguous bytes, at `iova`. The model keeps the buffer alive.
 
 The first page of IOVAs is never reachable. Raises DmaError when the range overlaps another, BufferError when the buffer
 is read-only or not contiguous.)")
-      .def("unmap", &PyModel::unmap, py::arg("iova"),
-           "Takes back the buffer mapped at exactly `iova`; waits for the descriptor at work. Raises DmaError: none "
-           "there.");
+      .def(
+          "unmap", [](PyModel& self, Whole<uint64_t> iova) { self.unmap(iova); }, py::arg("iova"),
+          "Takes back the buffer mapped at exactly `iova`; waits for the descriptor at work. Raises DmaError: none "
+          "there.");
 }
 
 void register_channel(py::module_& m) {
@@ -354,11 +358,11 @@ void register_channel(py::module_& m) {
 Addresses are the device's (IOVAs), see map(). Starting resets the channel and proves it with a null descriptor.
 ring_size: descriptors, a power of two from 64 to 4096; first_index: where their index starts, to test its wrap.
 One caller at a time. Raises DmaError (it does not work, and what to do), ConfigError (bad argument).)")
-      .def(py::init([](std::shared_ptr<PyModel> model, uint32_t ring_size, uint32_t first_index) {
-             return std::make_unique<PyChannel>(std::move(model), ChannelOptions{ring_size, first_index});
+      .def(py::init([](PyModel& model, Whole<uint32_t> ring_size, Whole<uint32_t> first_index) {
+             return std::make_unique<PyChannel>(model.shared_from_this(), ChannelOptions{ring_size, first_index});
            }),
            py::arg("model_or_bdf"), py::kw_only(), py::arg("ring_size") = 1024, py::arg("first_index") = 0)
-      .def(py::init([](const std::string& bdf, uint32_t ring_size, uint32_t first_index) {
+      .def(py::init([](const std::string& bdf, Whole<uint32_t> ring_size, Whole<uint32_t> first_index) {
              return std::make_unique<PyChannel>(bdf, ChannelOptions{ring_size, first_index});
            }),
            py::arg("model_or_bdf"), py::kw_only(), py::arg("ring_size") = 1024, py::arg("first_index") = 0)

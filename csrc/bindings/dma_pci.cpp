@@ -15,8 +15,9 @@ using dma::DmaDevice;
 using dma::VfioUserServer;
 
 void register_dma_pci(py::module_& m) {
-  py::class_<DmaDevice>(m, "DmaDevice")
-      .def_readonly("address", &DmaDevice::address)
+  py::class_<DmaDevice> device(m, "DmaDevice");
+  keep_over_fork(device);
+  device.def_readonly("address", &DmaDevice::address)
       .def_readonly("device_id", &DmaDevice::device_id)
       .def_readonly("driver", &DmaDevice::driver)
       .def_readonly("numa_node", &DmaDevice::numa_node)
@@ -32,16 +33,15 @@ void register_dma_pci(py::module_& m) {
   py::class_<VfioUserServer>(m, "VfioUserServer")
       .def(py::init<dma::IoatModel&>(), py::arg("model"), py::keep_alive<1, 2>())
       .def(
-          "attach", [](VfioUserServer& server, int fd) { server.attach(UniqueFd(fd)); }, py::arg("fd"),
-          py::call_guard<py::gil_scoped_release>())
+          "attach", [](VfioUserServer& server, Whole<int> fd) { server.attach(UniqueFd(fd)); }, py::arg("fd"),
+          py::call_guard<Unlocked>())
       .def(
           "serve",
-          [](VfioUserServer& server, double seconds) {
-            // Beyond an hour a caller means "for ever", and does not mean an overflow.
-            const auto timeout = std::chrono::duration<double>(std::clamp(seconds, 0.0, 3600.0));
+          [](VfioUserServer& server, const Seconds& seconds) {
+            const std::chrono::duration<double> timeout(seconds.or_longest());
             return server.serve(std::chrono::ceil<std::chrono::milliseconds>(timeout));
           },
-          py::arg("timeout"), py::call_guard<py::gil_scoped_release>())
+          py::arg("timeout"), py::call_guard<Unlocked>())
       .def_property_readonly("why", &VfioUserServer::why)
       .def_property_readonly("maps", &VfioUserServer::maps);
 }

@@ -11,15 +11,20 @@ namespace vhost_ioat::bindings {
 
 namespace {
 
-/// The Python class for a C++ exception. They are defined in vhost_ioat/errors.py, where a reader looks for them.
+/// The classes of vhost_ioat/errors.py, where a reader looks for them; looked up once, and never let go of.
+struct Classes {
+  PyObject *base, *config, *guest, *dma, *protocol, *disconnected;
+};
+Classes classes;
+
+/// The Python class for a C++ exception.
 PyObject* python_class(const Error& error) {
-  const char* name = "VhostIoatError";
-  if (dynamic_cast<const ConfigError*>(&error)) name = "ConfigError";
-  if (dynamic_cast<const GuestError*>(&error)) name = "GuestError";
-  if (dynamic_cast<const DmaError*>(&error)) name = "DmaError";
-  if (dynamic_cast<const ProtocolError*>(&error)) name = "ProtocolError";
-  if (dynamic_cast<const Disconnected*>(&error)) name = "Disconnected";
-  return py::module_::import("vhost_ioat.errors").attr(name).cast<py::object>().release().ptr();
+  if (dynamic_cast<const ConfigError*>(&error)) return classes.config;
+  if (dynamic_cast<const GuestError*>(&error)) return classes.guest;
+  if (dynamic_cast<const DmaError*>(&error)) return classes.dma;
+  if (dynamic_cast<const ProtocolError*>(&error)) return classes.protocol;
+  if (dynamic_cast<const Disconnected*>(&error)) return classes.disconnected;
+  return classes.base;
 }
 
 void set_os_error(const std::system_error& error) {
@@ -40,7 +45,13 @@ void translate(std::exception_ptr pointer) {
 
 }  // namespace
 
-void register_errors(py::module_&) { py::register_local_exception_translator(&translate); }
+void register_errors(py::module_&) {
+  const auto errors = py::module_::import("vhost_ioat.errors");
+  auto named = [&](const char* name) { return py::object(errors.attr(name)).release().ptr(); };
+  classes = {named("VhostIoatError"), named("ConfigError"),   named("GuestError"),
+             named("DmaError"),       named("ProtocolError"), named("Disconnected")};
+  py::register_local_exception_translator(&translate);
+}
 
 void set_python_error() noexcept {
   try {
@@ -60,21 +71,19 @@ void set_python_error() noexcept {
   }
 }
 
-bool wait_in_slices(const py::object& timeout, const std::function<bool(double)>& body) {
+bool wait_in_slices(const Seconds& timeout, const std::function<bool(double)>& body) {
   using Clock = std::chrono::steady_clock;
   constexpr double longest_slice = 0.05;  // how long Ctrl-C may go unnoticed
-  const bool forever = timeout.is_none();
-  const double seconds = forever ? 0 : std::max(0.0, timeout.cast<double>());
   const auto begin = Clock::now();
   for (;;) {
-    const double left = seconds - std::chrono::duration<double>(Clock::now() - begin).count();
+    const double left = timeout.value - std::chrono::duration<double>(Clock::now() - begin).count();
     bool reached;
     {
-      py::gil_scoped_release release;
-      reached = body(forever ? longest_slice : std::clamp(left, 0.0, longest_slice));
+      const Unlocked unlocked;
+      reached = body(timeout.forever ? longest_slice : std::clamp(left, 0.0, longest_slice));
     }
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    if (reached || (!forever && left <= 0)) return reached;
+    if (reached || (!timeout.forever && left <= 0)) return reached;
   }
 }
 

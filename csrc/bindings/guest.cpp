@@ -13,6 +13,7 @@
 
 #include "base/error.hpp"
 #include "bindings/burst.hpp"
+#include "bindings/net_header.hpp"
 #include "port/arenas.hpp"
 
 namespace vhost_ioat::bindings {
@@ -21,9 +22,11 @@ namespace {
 
 using guest::Guest;
 
-guest::GuestConfig config_from(std::string path, uint32_t queues, bool server, uint32_t ring_size,
-                               std::optional<uint64_t> features, uint32_t rx_buf, uint16_t mtu, uint32_t segment) {
-  guest::GuestConfig config{std::move(path), queues, server, ring_size, guest::default_features, rx_buf, mtu, segment};
+guest::GuestConfig config_from(Path path, Whole<uint32_t> queues, bool server, Whole<uint32_t> ring_size,
+                               std::optional<Whole<uint64_t>> features, Whole<uint32_t> rx_buf, Whole<uint16_t> mtu,
+                               Whole<uint32_t> segment) {
+  guest::GuestConfig config{std::move(path.text),    queues, server, ring_size,
+                            guest::default_features, rx_buf, mtu,    segment};
   if (features) config.features = virtio::FeatureSet(*features);
   return config;
 }
@@ -34,34 +37,34 @@ uint32_t checked_queue(const Guest& guest, long long queue) {
   return static_cast<uint32_t>(queue);
 }
 
+void close(const py::object& self) {
+  if (!left_to_parent(self)) in_turn (&Guest::close)(self.cast<Guest&>());
+}
+
 void disconnect(Guest& guest) {
   const Turn turn(guest);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   guest.disconnect();
 }
 
-void connect(Guest& guest, std::optional<double> timeout) {
+void connect(Guest& guest, const Seconds& timeout) {
   vhost_user::Patience patience;
-  const double longest = 3e8;  // ten years, for "no limit"
-  patience.timeout = std::chrono::ceil<std::chrono::milliseconds>(
-      std::chrono::duration<double>(std::clamp(timeout.value_or(longest), 0.0, longest)));
-  patience.tick = [] {
-    const py::gil_scoped_acquire locked;
+  patience.timeout = std::chrono::ceil<std::chrono::milliseconds>(std::chrono::duration<double>(timeout.or_longest()));
+  const Turn turn(guest);
+  Unlocked unlocked;
+  patience.tick = [&unlocked] {
+    const Locked locked(unlocked);
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   };
-  const Turn turn(guest);
-  const py::gil_scoped_release unlocked;
   guest.connect(patience);
 }
 
-/// The headers of a numpy array (n,) of the dtype of Burst.net_hdr.
+/// The headers of a numpy array (n,) with the fields of Burst.net_hdr.
 class Headers {
  public:
   Headers(const py::object& net_hdr, uint32_t packets) {
     if (net_hdr.is_none()) return;
-    array_ = py::array::ensure(net_hdr);
-    if (!array_ || array_.ndim() != 1 || array_.itemsize() != sizeof(virtio::NetHeader))
-      throw py::value_error("net_hdr is an array (n,) of the dtype of Burst.net_hdr");
+    array_ = headers_by_name(net_hdr);
     if (array_.size() < packets)
       throw py::value_error(format("net_hdr has %zd entries for %u packets", array_.size(), packets));
   }
@@ -76,7 +79,7 @@ class Headers {
   py::array array_{py::reinterpret_steal<py::array>(py::handle())};
 };
 
-uint32_t send(Guest& guest, long long q, const py::object& pkts, const py::object& net_hdr) {
+uint32_t send(Guest& guest, Clamped q, const py::object& pkts, const py::object& net_hdr) {
   const uint32_t queue = checked_queue(guest, q);
   const PacketArgument argument(pkts.ptr(), virtio::max_ring_size);
   const port::PacketView& view = argument.view();
@@ -88,14 +91,14 @@ uint32_t send(Guest& guest, long long q, const py::object& pkts, const py::objec
   return guest.send(queue, packets);
 }
 
-virtio::Burst receive(Guest& guest, long long q, long long n) {
+virtio::Burst receive(Guest& guest, Clamped q, Clamped n) {
   const uint32_t queue = checked_queue(guest, q);
-  if (n < 1) throw py::value_error(format("n is %lld; ask for at least 1 packet", n));
+  if (n < 1) throw py::value_error(format("n is %lld; ask for at least 1 packet", n.value));
   const Turn turn(guest);
   return guest.receive(queue, static_cast<uint32_t>(std::min<long long>(n, UINT32_MAX)), *port::common_arena());
 }
 
-py::list recv(Guest& guest, long long q, long long n) {
+py::list recv(Guest& guest, Clamped q, Clamped n) {
   const virtio::Burst burst = receive(guest, q, n);
   py::list packets(burst.count);
   for (uint32_t i = 0; i < burst.count; ++i)
@@ -103,7 +106,7 @@ py::list recv(Guest& guest, long long q, long long n) {
   return packets;
 }
 
-py::object recv_burst(Guest& guest, long long q, long long n) {
+py::object recv_burst(Guest& guest, Clamped q, Clamped n) {
   PyObject* burst = new_burst(receive(guest, q, n));
   if (!burst) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(burst);
@@ -145,8 +148,9 @@ have one of its own. Raises ConfigError; OSError when the socket cannot be made.
 void register_guest(py::module_& parent) {
   py::module_ m = parent.def_submodule("guest", "The embedded guest.");
   py::class_<Guest>(m, "Guest", guest_doc)
-      .def(py::init([](std::string path, uint32_t queues, bool server, uint32_t ring_size,
-                       std::optional<uint64_t> features, uint32_t rx_buf, uint16_t mtu, uint32_t segment) {
+      .def(py::init([](Path path, Whole<uint32_t> queues, bool server, Whole<uint32_t> ring_size,
+                       std::optional<Whole<uint64_t>> features, Whole<uint32_t> rx_buf, Whole<uint16_t> mtu,
+                       Whole<uint32_t> segment) {
              return std::make_unique<Guest>(
                  config_from(std::move(path), queues, server, ring_size, features, rx_buf, mtu, segment));
            }),
@@ -162,14 +166,12 @@ back end refused), ConfigError (more queues than it has), VhostIoatError (connec
            R"(Stop each ring (GET_VRING_BASE), so that the next connect() goes on at its index, and leave.
 
 Raises Disconnected or ProtocolError when the back end does not answer well; it is left in any case.)")
-      .def("close", in_turn(&Guest::close),
-           "Leave without a word, as a killed virtual machine does; stop listening. Idempotent.")
+      .def("close", &close, "Leave without a word, as a killed virtual machine does; stop listening. Idempotent.")
       .def("send", &send, py::arg("q"), py::arg("pkts"), py::arg("net_hdr") = py::none(),
-           R"(Send packets on queue `q`: a Burst, or a sequence of bytes-like objects; returns how many, from the
-front.
+           R"(Send packets on queue `q`, given as for EthVhost.tx_burst(); returns how many, from the front.
 
-net_hdr: array (n,) of the dtype of Burst.net_hdr; None takes that of the Burst, or all zero. Packets are copied.
-Raises IndexError, TypeError, ValueError (above 65553 bytes), Disconnected when nothing was sent and the back end has
+net_hdr: array (n,) with the fields of Burst.net_hdr, in any order; None takes that of the Burst, or all zero. Packets
+are copied. Raises IndexError, TypeError (before anything is sent), ValueError (above 65553 bytes), Disconnected when nothing was sent and the back end has
 left, ProtocolError when it broke the ring.)")
       .def("recv", &recv, py::arg("q"), py::arg("n") = 32,
            "At most `n` packets of queue `q`, copied, without headers. Raises as recv_burst().")
@@ -179,17 +181,16 @@ left, ProtocolError when it broke the ring.)")
 Raises IndexError, ValueError (n < 1), Disconnected when there is nothing and the back end has left, ProtocolError
 when it broke the ring.)")
       .def(
-          "rx_fileno",
-          [](Guest& self, long long q) { return in_turn(&Guest::receive_fd)(self, checked_queue(self, q)); },
+          "rx_fileno", [](Guest& self, Clamped q) { return in_turn(&Guest::receive_fd)(self, checked_queue(self, q)); },
           py::arg("q"), "The call eventfd of queue `q`, of this connection; stays the guest's.")
       .def(
           "rx_intr_enable",
-          [](Guest& self, long long q) { return in_turn(&Guest::enable_interrupt)(self, checked_queue(self, q)); },
+          [](Guest& self, Clamped q) { return in_turn(&Guest::enable_interrupt)(self, checked_queue(self, q)); },
           py::arg("q"),
           "Clear rx_fileno(), ask the back end to signal it, and look again: True when packets already wait.")
       .def(
           "rx_intr_disable",
-          [](Guest& self, long long q) { in_turn (&Guest::disable_interrupt)(self, checked_queue(self, q)); },
+          [](Guest& self, Clamped q) { in_turn (&Guest::disable_interrupt)(self, checked_queue(self, q)); },
           py::arg("q"), "Ask the back end not to signal rx_fileno(); the state after connect().")
       .def("rings", &rings,
            R"(State of each ring as a dict, in the order receive, send, receive, ...: size, free_descriptors,
@@ -199,14 +200,19 @@ in_flight, avail_index, used_index, packets, bytes, kicks, and broken (the back 
           "features", [](Guest& self) { return in_turn(&Guest::features)(self).mask(); },
           "The agreed virtio feature bits.")
       .def_property_readonly("queues", &Guest::queues, "Queue pairs.")
-      .def_property_readonly(
-          "memory", &memory_view,
-          "Guest memory of this connection: writable uint8 array, zero copy, keeps the mapping alive.")
+      .def_property_readonly("memory", &memory_view,
+                             "Guest memory of this connection: writable uint8 array, zero copy, keeps the mapping "
+                             "alive. A child of fork()\n"
+                             "shares it with the parent and the back end, so its writes reach them.")
       .def_property_readonly(
           "memory_fd", [](Guest& self) { return in_turn(&Guest::memory)(self)->fd(); },
           "The memfd that guest memory lies in; stays the guest's.")
-      .def("__enter__", [](const py::object& self) { return self; })
-      .def("__exit__", [](Guest& self, const py::args&) { in_turn (&Guest::close)(self); });
+      .def("__enter__",
+           [](const py::object& self) {
+             self.cast<Guest&>();
+             return self;
+           })
+      .def("__exit__", [](const py::object& self, const py::args&) { close(self); });
 }
 
 }  // namespace vhost_ioat::bindings

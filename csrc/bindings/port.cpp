@@ -3,11 +3,11 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <thread>
 
 #include "base/error.hpp"
 #include "bindings/burst.hpp"
 #include "port/eth_vhost.hpp"
-#include "port/forward.hpp"
 
 namespace vhost_ioat::bindings {
 
@@ -23,7 +23,7 @@ EthVhost& unwrap(PyObject* self) {
   auto* instance = reinterpret_cast<py::detail::instance*>(self);
   auto* port = static_cast<EthVhost*>(instance->simple_layout ? instance->simple_value_holder[0]
                                                               : py::cast<EthVhost*>(py::handle(self)));
-  if (!port) throw Error("the port was not initialised; call super().__init__()");
+  if (!port) refuse_empty_instance();
   return *port;
 }
 
@@ -31,12 +31,6 @@ uint32_t checked_queue(const EthVhost& port, long long queue) {
   if (queue < 0 || queue >= static_cast<long long>(port.queues()))
     throw py::index_error(format("queue %lld, but the port has %u", queue, port.queues()));
   return static_cast<uint32_t>(queue);
-}
-
-long long integer(PyObject* object) {
-  const long long value = PyLong_AsLongLong(object);
-  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return value;
 }
 
 /// Positional and keyword arguments of the two burst methods: the second one and its name differ, no more.
@@ -61,39 +55,33 @@ struct BurstArguments {
 };
 
 PyObject* rx_burst(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject* names) noexcept {
-  try {
+  return guarded([&] {
     const BurstArguments given(args, n, names, "rx_burst", "nb_pkts");
     EthVhost& port = unwrap(self);
-    const uint32_t queue = checked_queue(port, integer(given.queue));
-    const long long nb_pkts = given.second ? integer(given.second) : 32;
+    const uint32_t queue = checked_queue(port, clamped(given.queue));
+    const long long nb_pkts = given.second ? clamped(given.second) : 32;
     if (nb_pkts < 1) throw py::value_error(format("nb_pkts is %lld; ask for at least 1 packet", nb_pkts));
     return new_burst(port.rx_burst(queue, static_cast<uint32_t>(std::min<long long>(nb_pkts, UINT32_MAX))));
-  } catch (...) {
-    set_python_error();
-    return nullptr;
-  }
+  });
 }
 
 PyObject* tx_burst(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject* names) noexcept {
-  try {
+  return guarded([&] {
     const BurstArguments given(args, n, names, "tx_burst", "pkts");
-    if (!given.second) throw py::type_error("tx_burst() needs pkts: a Burst or a sequence of bytes-like packets");
+    if (!given.second) throw py::type_error("tx_burst() needs pkts: a Burst or a sequence of packets");
     EthVhost& port = unwrap(self);
-    const uint32_t queue = checked_queue(port, integer(given.queue));
+    const uint32_t queue = checked_queue(port, clamped(given.queue));
     const PacketArgument packets(given.second, virtio::max_ring_size);
     const port::PacketView& view = packets.view();
     uint32_t sent;
     if (uint64_t{view.count} * view.stride > release_gil_above && packets.bytes() > release_gil_above) {
-      py::gil_scoped_release release;
+      const Unlocked unlocked;
       sent = port.tx_burst(queue, view);
     } else {
       sent = port.tx_burst(queue, view);
     }
     return PyLong_FromUnsignedLong(sent);
-  } catch (...) {
-    set_python_error();
-    return nullptr;
-  }
+  });
 }
 
 PyMethodDef burst_methods[] = {
@@ -101,16 +89,24 @@ PyMethodDef burst_methods[] = {
      "rx_burst($self, queue_id, nb_pkts=32)\n--\n\n"
      "Take up to `nb_pkts` packets that the guest has sent on queue `queue_id`.\n\n"
      "Never waits and may return fewer; an empty, falsy Burst when there is nothing, the link is down, or the packet\n"
-     "memory is exhausted (rx_nombuf counts). The Burst owns its memory.\n\n"
+     "memory is exhausted (rx_nombuf counts). The Burst owns its memory: all of it, up to 1 MiB, while it, a slice of\n"
+     "it, a packet or an array of it lives. What is kept for long: detach() it, which copies.\n\n"
+     "Where bursts that are held have cut up the packet memory (`mempool`), bursts get shorter; a packet that comes\n"
+     "first and does not fit into the largest free piece (info().mempools) is dropped and counted (rx_nombuf and\n"
+     "rx_qN_nombuf_dropped), so that those after it pass. While nothing is free at all, packets wait in the guest.\n"
+     "Both are told in an event, once each time they begin.\n\n"
      "Raises IndexError: no such queue. ValueError: nb_pkts < 1. VhostIoatError: another thread is inside this queue,\n"
      "or the port is closed. One caller per queue; holds the GIL. (vring dequeue: VIRTIO 1.2, 2.7.14)"},
     {"tx_burst", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(tx_burst)), METH_FASTCALL | METH_KEYWORDS,
      "tx_burst($self, queue_id, pkts)\n--\n\n"
-     "Send packets, a Burst or a sequence of bytes-like objects, to the guest; returns how many were taken, from the\n"
-     "front. The rest found no buffers and stays yours: send pkts[n:] again.\n\n"
+     "Send packets, a Burst or a sequence of packets, to the guest; returns how many were taken, from the front. The\n"
+     "rest found no buffers and stays yours: send pkts[n:] again.\n\n"
+     "A packet is bytes, bytearray, a memoryview of bytes, or a 1-D array of uint8 or int8 in C order; the sequence "
+     "may\n"
+     "be a 2-D array of such rows.\n"
      "Never waits. A packet that the queue can never take is taken, dropped and counted. A Burst is not consumed: it\n"
      "may go to several ports. Writing to it before tx_pending() is 0 sends either content.\n\n"
-     "Raises IndexError: no such queue. TypeError: an item is not bytes-like. ValueError: a length above the stride;\n"
+     "Raises IndexError: no such queue. TypeError: an item is no packet. ValueError: a length above the stride;\n"
      "then nothing was sent. VhostIoatError: another thread is inside this queue, or the port is closed.\n"
      "One caller per queue; holds the GIL but for bursts above 256 KiB. (vring enqueue: VIRTIO 1.2, 2.7.14)"},
     {nullptr, nullptr, 0, nullptr},
@@ -165,7 +161,7 @@ py::object text_or_none(const std::string& text) { return text.empty() ? py::non
 py::dict info_dict(EthVhost& port) {
   EthVhost::Info info;
   {
-    py::gil_scoped_release release;
+    const Unlocked unlocked;
     info = port.info();
   }
   py::dict d;
@@ -173,12 +169,14 @@ py::dict info_dict(EthVhost& port) {
   d["features"] = info.features;
   d["protocol_features"] = info.protocol_features;
   d["mtu"] = info.mtu;
-  py::list regions, rings, engines;
+  py::list regions, rings, engines, mempools;
   for (const auto& r : info.regions) regions.append(py::make_tuple(r.gpa, r.size));
   for (const auto& r : info.rings)
     rings.append(py::make_tuple(r.index, r.size, r.started, r.enabled, text_or_none(r.broken)));
   for (const auto& e : info.engines)
     engines.append(py::make_tuple(e.queue, e.name, e.description, e.hardware, e.active, e.state));
+  for (const auto& m : info.mempools) mempools.append(py::make_tuple(m.queue, m.size, m.in_use, m.largest_free));
+  d["mempools"] = mempools;
   d["regions"] = regions;
   d["rings"] = rings;
   d["engines"] = engines;
@@ -186,10 +184,10 @@ py::dict info_dict(EthVhost& port) {
   return d;
 }
 
-py::list take_events(EthVhost& port, double timeout) {
+py::list take_events(EthVhost& port, const Seconds& timeout) {
   std::vector<port::Event> events = port.reports().take_events();
-  if (events.empty() && timeout > 0) {
-    wait_in_slices(py::float_(timeout), [&](double slice) {
+  if (events.empty() && (timeout.forever || timeout.value > 0)) {
+    wait_in_slices(timeout, [&](double slice) {
       pollfd waiting{port.reports().fileno(), POLLIN, 0};
       ::poll(&waiting, 1, static_cast<int>(slice * 1000) + 1);
       events = port.reports().take_events();
@@ -203,7 +201,7 @@ py::list take_events(EthVhost& port, double timeout) {
   return out;
 }
 
-bool tx_drain(EthVhost& port, long long queue_id, const py::object& timeout) {
+bool tx_drain(EthVhost& port, Clamped queue_id, const Seconds& timeout) {
   const uint32_t queue = checked_queue(port, queue_id);
   // The control thread finishes what is in flight; calling in here as well would only meet a caller.
   return wait_in_slices(timeout, [&](double slice) {
@@ -216,7 +214,7 @@ bool tx_drain(EthVhost& port, long long queue_id, const py::object& timeout) {
   });
 }
 
-bool wait_link(EthVhost& port, bool up, const py::object& timeout) {
+bool wait_link(EthVhost& port, bool up, const Seconds& timeout) {
   return wait_in_slices(timeout, [&](double slice) {
     const auto duration =
         std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(slice));
@@ -227,25 +225,32 @@ bool wait_link(EthVhost& port, bool up, const py::object& timeout) {
 }  // namespace
 
 void register_port(py::module_& m) {
-  using release = py::call_guard<py::gil_scoped_release>;
-  py::class_<EthVhost, std::shared_ptr<EthVhost>> port(m, "Port", py::release_gil_before_calling_cpp_dtor(),
-                                                       "The native part of EthVhost.");
+  using release = py::call_guard<Unlocked>;
+  py::class_<EthVhost, std::shared_ptr<EthVhost>> port(m, "Port", "The native part of EthVhost.");
   port.def(py::init([](const py::kwargs& options) {
         port::PortConfig config = config_from(options);
-        py::gil_scoped_release unlocked;
-        return std::make_shared<EthVhost>(std::move(config));
+        const Unlocked unlocked;
+        return std::shared_ptr<EthVhost>(new EthVhost(std::move(config)), [](EthVhost* ending) {
+          const Unlocked waiting;
+          delete ending;
+        });
       }))
       .def("start", &EthVhost::start, release())
       .def("stop", &EthVhost::stop, release())
-      .def("close", &EthVhost::close, release())
+      .def("close",
+           [](const py::object& self) {
+             if (left_to_parent(self)) return;
+             auto& ending = self.cast<EthVhost&>();
+             const Unlocked unlocked;
+             ending.close();
+           })
       .def(
           "tx_done_cleanup",
-          [](EthVhost& self, long long queue_id) { return self.tx_done_cleanup(checked_queue(self, queue_id)); },
+          [](EthVhost& self, Clamped queue_id) { return self.tx_done_cleanup(checked_queue(self, queue_id)); },
           py::arg("queue_id"),
           "Publish what the engine has finished; returns the packets reaped by this call. One caller per queue.")
       .def(
-          "tx_pending",
-          [](EthVhost& self, long long queue_id) { return self.tx_pending(checked_queue(self, queue_id)); },
+          "tx_pending", [](EthVhost& self, Clamped queue_id) { return self.tx_pending(checked_queue(self, queue_id)); },
           py::arg("queue_id"), "Packets taken by tx_burst and not shown to the guest yet. Any thread.")
       .def("tx_drain", &tx_drain, py::arg("queue_id"), py::arg("timeout") = py::none(),
            "Wait until nothing is pending on the queue: True, or False after `timeout` seconds. Releases the GIL.")
@@ -254,17 +259,17 @@ void register_port(py::module_& m) {
           "fileno", [](EthVhost& self) { return self.reports().fileno(); },
           "An fd that is readable while events() has something.")
       .def(
-          "rx_fileno", [](EthVhost& self, long long q) { return self.rx_fileno(checked_queue(self, q)); },
+          "rx_fileno", [](EthVhost& self, Clamped q) { return self.rx_fileno(checked_queue(self, q)); },
           py::arg("queue_id"),
           R"(A pollable fd that becomes readable when the guest kicks rx queue `queue_id` after rx_intr_enable(); it
 stays the same over reconnects and belongs to the port.)")
       .def(
-          "rx_intr_enable", [](EthVhost& self, long long q) { return self.rx_intr_enable(checked_queue(self, q)); },
+          "rx_intr_enable", [](EthVhost& self, Clamped q) { return self.rx_intr_enable(checked_queue(self, q)); },
           py::arg("queue_id"),
           R"(Ask the guest to kick when it sends, and look once more: True means packets wait already, so receive them
 instead of waiting for the fd. (VIRTIO 1.2, 2.7.10))")
       .def(
-          "rx_intr_disable", [](EthVhost& self, long long q) { self.rx_intr_disable(checked_queue(self, q)); },
+          "rx_intr_disable", [](EthVhost& self, Clamped q) { self.rx_intr_disable(checked_queue(self, q)); },
           py::arg("queue_id"), "Ask the guest not to kick any more.")
       .def("stats_reset", &EthVhost::stats_reset, "Start the counters of stats() at 0 again.")
       .def("xstats_reset", &EthVhost::xstats_reset, "Start the counters of xstats() at 0 again; gauges stay.")
@@ -277,7 +282,7 @@ instead of waiting for the fd. (VIRTIO 1.2, 2.7.10))")
           },
           "Extended statistics by name, as net_vhost names them, and those of the DMA engine.")
       .def(
-          "engine_model", [](EthVhost& self, long long q) { return self.engine_model(checked_queue(self, q)); },
+          "engine_model", [](EthVhost& self, Clamped q) { return self.engine_model(checked_queue(self, q)); },
           py::arg("queue_id"),
           R"(The IoatModel behind the software engine of tx queue `queue_id`, to inject faults or to step it (sw_mode=
 "stepped"); None when the queue has a hardware engine or none.)")
@@ -291,25 +296,16 @@ instead of waiting for the fd. (VIRTIO 1.2, 2.7.10))")
              for (const auto& line : self.reports().take_log()) out.append(py::make_tuple(line.level, line.text));
              return out;
            })
+      .def("_report",
+           [](EthVhost& self, const std::string& text) {
+             self.reports().add("port", -1, false, false, port::Reports::info, text.c_str());
+           })
       .def("_state", &EthVhost::state);
   for (PyMethodDef* method = burst_methods; method->ml_name; ++method) {
     PyObject* descriptor = PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(port.ptr()), method);
     if (!descriptor) throw py::error_already_set();
     py::setattr(port, method->ml_name, py::reinterpret_steal<py::object>(descriptor));
   }
-
-  m.def(
-      "forward",
-      [](EthVhost& a, EthVhost& b, const std::string& mode, const py::object& seconds, uint32_t burst) {
-        port::Forwarder forwarder(a, b, port::forward_mode(mode), burst);
-        wait_in_slices(seconds, [&](double slice) {
-          forwarder.run(
-              std::chrono::steady_clock::now() +
-              std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(slice)));
-          return false;
-        });
-      },
-      py::arg("a"), py::arg("b"), py::arg("mode"), py::arg("seconds"), py::arg("burst"));
 }
 
 }  // namespace vhost_ioat::bindings

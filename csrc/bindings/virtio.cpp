@@ -20,10 +20,11 @@ namespace vhost_ioat::bindings {
 namespace {
 
 using Segments = std::vector<std::pair<uint64_t, uint32_t>>;
-using Extents = std::vector<std::pair<uint64_t, uint64_t>>;
+using GivenSegments = std::vector<std::pair<Whole<uint64_t>, Whole<uint32_t>>>;
+using Extents = std::vector<std::pair<Whole<uint64_t>, Whole<uint64_t>>>;
 
 /// Guest memory of our own, for rings without a virtual machine.
-class GuestMemory {
+class GuestMemory : public std::enable_shared_from_this<GuestMemory> {
  public:
   static constexpr uint32_t longest_table = 256;  // entries of an indirect table
   explicit GuestMemory(const Extents& extents) {
@@ -164,8 +165,8 @@ class PyDriverRing {
     const virtio::RingAddresses at = ring_at(*memory_, size, desc, avail, used, set);
     ring_.start(at, size, set, RingIndex(start), memory_->indirect_tables(size));
   }
-  std::optional<uint16_t> add(const Segments& readable, const Segments& writable, bool indirect) {
-    auto segments = [](const Segments& from) {
+  std::optional<uint16_t> add(const GivenSegments& readable, const GivenSegments& writable, bool indirect) {
+    auto segments = [](const GivenSegments& from) {
       std::vector<virtio::Segment> out;
       for (const auto& [addr, len] : from) out.push_back({addr, len});
       return out;
@@ -187,6 +188,12 @@ class PyDriverRing {
   virtio::DriverRing ring_;
 };
 
+template <typename Ring>
+std::unique_ptr<Ring> ring_in(GuestMemory& memory, Whole<uint32_t> size, Whole<uint64_t> desc, Whole<uint64_t> avail,
+                              Whole<uint64_t> used, Whole<uint64_t> features, Whole<uint16_t> start) {
+  return std::make_unique<Ring>(memory.shared_from_this(), size, desc, avail, used, features, start);
+}
+
 }  // namespace
 
 void register_virtio(py::module_& parent) {
@@ -200,16 +207,18 @@ object, a ring in it, or a view of it.)")
       .def(py::init<const Extents&>(), py::arg("regions"))
       .def(
           "view",
-          [](const py::object& self, uint64_t gpa, uint64_t n, bool writable) {
+          [](const py::object& self, Whole<uint64_t> gpa, Whole<uint64_t> n, bool writable) {
             return self.cast<GuestMemory&>().view(self, gpa, n, writable);
           },
           py::arg("gpa"), py::arg("n"), py::arg("writable") = false,
           R"(uint8 array (n,) of guest memory at `gpa`, zero copy, read-only unless `writable`.
 
-Raises GuestError when the bytes do not lie in one region. The array keeps the memory alive.)");
+Raises GuestError when the bytes do not lie in one region. The array keeps the memory alive. A child of fork() has a copy
+of its own behind it.)");
 
-  py::class_<Chain>(m, "Chain", "A descriptor chain the driver made available: guest addresses and lengths.")
-      .def_readonly("head", &Chain::head)
+  py::class_<Chain> chain(m, "Chain", "A descriptor chain the driver made available: guest addresses and lengths.");
+  keep_over_fork(chain);
+  chain.def_readonly("head", &Chain::head)
       .def_readonly("readable", &Chain::readable)
       .def_readonly("writable", &Chain::writable)
       .def("__repr__", [](const Chain& c) {
@@ -222,9 +231,8 @@ Raises GuestError when the bytes do not lie in one region. The array keeps the m
 size is a power of two, 1 to 32768; features is a mask of virtio feature bits (INDIRECT_DESC and EVENT_IDX matter);
 the used index goes on from what the ring holds. One thread at a time. Raises ConfigError, or GuestError when the ring
 does not lie in guest memory.)")
-      .def(py::init<std::shared_ptr<GuestMemory>, uint32_t, uint64_t, uint64_t, uint64_t, uint64_t, uint16_t>(),
-           py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"), py::arg("used"), py::kw_only(),
-           py::arg("features") = 0, py::arg("last_avail") = 0)
+      .def(py::init(&ring_in<DeviceRing>), py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"),
+           py::arg("used"), py::kw_only(), py::arg("features") = 0, py::arg("last_avail") = 0)
       .def("pop", in_turn(&DeviceRing::pop),
            R"(Take the next available chain, or None.
 
@@ -243,9 +251,8 @@ Every rule of VIRTIO 1.2, 2.7 is checked: GuestError when one is broken, and fro
 
 `start` is where both indices begin. Indirect tables live in a region of their own that is added to `mem`. One thread
 at a time. Raises as SplitRing does.)")
-      .def(py::init<std::shared_ptr<GuestMemory>, uint32_t, uint64_t, uint64_t, uint64_t, uint64_t, uint16_t>(),
-           py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"), py::arg("used"), py::kw_only(),
-           py::arg("features") = 0, py::arg("start") = 0)
+      .def(py::init(&ring_in<PyDriverRing>), py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"),
+           py::arg("used"), py::kw_only(), py::arg("features") = 0, py::arg("start") = 0)
       .def("add", in_turn(&PyDriverRing::add), py::arg("readable"), py::arg("writable"), py::kw_only(),
            py::arg("indirect") = false,
            R"(Put a chain of [(gpa, len), ...] into the ring; its head, or None when there is no room. publish() shows

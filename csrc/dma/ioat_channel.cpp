@@ -20,6 +20,8 @@ constexpr uint64_t all_ones = ~uint64_t{0};  // what a device that has left the 
 // A stop that takes longer has failed. Both must have passed: a process that was paused has not waited for the device.
 constexpr auto stop_time = std::chrono::milliseconds(200);
 constexpr uint32_t stop_looks = 200;
+/// A first descriptor that takes longer will never be done. Long, since a software worker may have to wait for a core.
+constexpr auto prove_time = std::chrono::seconds(10);
 constexpr auto pause_time = std::chrono::microseconds(20);  // between two looks of those who may wait
 // Polls without progress before CHANSTS is read, since real channels do not reliably push a halt. Doubled each time up
 // to the second number: a copy that merely takes long costs few slow register reads.
@@ -103,7 +105,7 @@ void IoatChannel::prove(const std::function<void()>& pause) {
       throw DmaError("the channel halted on its first descriptor: CHANERR " +
                      spec::describe_chanerr(mmio_.read32(spec::CHANERR)));
     }
-    if (looks >= stop_looks && Clock::now() - start > stop_time) {
+    if (looks >= stop_looks && Clock::now() - start > prove_time) {
       throw DmaError(
           format("the channel did not complete its first descriptor (CHANSTS 0x%llx): it does not reach our "
                  "memory, check bus mastering and the IOMMU",

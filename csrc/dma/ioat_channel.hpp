@@ -35,7 +35,7 @@ class IoatChannel {
   /// Bytes of memory for a ring and its write-back word, whole pages.
   static size_t memory_size(uint32_t ring_size);
 
-  /// Resets and starts the channel and proves it with a null descriptor; waits for that, less than a second.
+  /// Resets and starts the channel and proves it with a null descriptor; waits for that, at most some seconds.
   /// `memory` is memory_size() bytes at a page, zeroed; it and `mmio` outlive the channel. Throws DmaError,
   /// ConfigError.
   IoatChannel(Mmio& mmio, const DmaMemory& memory, const ChannelOptions& options = {});

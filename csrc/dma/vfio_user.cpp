@@ -73,7 +73,7 @@ VfioUserServer::VfioUserServer(IoatModel& model) : model_(model) {
 
 void VfioUserServer::Interrupt::raise() {
   const std::lock_guard lock(mutex);
-  if (eventfd) eventfd_signal(eventfd.get());
+  peer.signal();
 }
 
 void VfioUserServer::attach(UniqueFd connection) {
@@ -89,7 +89,8 @@ void VfioUserServer::detach() {
   maps_.clear();
   files_.clear();
   const std::lock_guard lock(interrupt_->mutex);
-  interrupt_->eventfd.reset();
+  interrupt_->peer = {};
+  interrupt_->fd.reset();
 }
 
 bool VfioUserServer::serve(std::chrono::milliseconds timeout) {
@@ -260,13 +261,13 @@ void VfioUserServer::set_irqs(Message& request) {
   require(set.index < irqs && set.start == 0 && set.count <= (set.index == irq_msix ? 1u : 0u));
   require((set.flags & set_trigger) != 0 && request.fds.size() <= 1);
   if (set.index != irq_msix) return;
-  UniqueFd eventfd;
-  if (!request.fds.empty()) {
-    eventfd = std::move(request.fds[0]);
-    adopt_eventfd(eventfd.get());
-  }
+  UniqueFd fd;
+  if (!request.fds.empty()) fd = std::move(request.fds[0]);
+  const PeerFd peer(fd.get(), PeerFd::Use::signal);
+  if (fd && peer.kind() != PeerFd::Kind::eventfd) throw Error("the fd of an interrupt is not an eventfd");
   const std::lock_guard lock(interrupt_->mutex);
-  interrupt_->eventfd = std::move(eventfd);
+  interrupt_->peer = peer;
+  interrupt_->fd = std::move(fd);
 }
 
 VfioUserServer::Payload VfioUserServer::region_read(const RegionAccess& access) {

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/peer_fd.hpp"
 #include "base/unique_fd.hpp"
 #include "dma/ioat_model.hpp"
 #include "dma/vfio_user_socket.hpp"
@@ -50,7 +51,8 @@ class VfioUserServer {
   /// Shared with the model, whose worker may still raise an interrupt when the server goes.
   struct Interrupt {
     std::mutex mutex;
-    UniqueFd eventfd;
+    UniqueFd fd;
+    PeerFd peer;  // of fd
     void raise();
   };
   using Payload = std::vector<std::byte>;

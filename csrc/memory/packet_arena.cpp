@@ -81,8 +81,8 @@ void PacketArena::let_go() noexcept {
 Block PacketArena::allocate(size_t bytes) noexcept {
   Block block;
   if (bytes > size_) return block;
-  const size_t block_size = std::bit_ceil(std::max(bytes, min_block));
-  const unsigned order = order_of(block_size);
+  const size_t taken = block_size(bytes);
+  const unsigned order = order_of(taken);
   uint32_t frame = no_frame;
   {
     const std::lock_guard guard(lock_);
@@ -91,11 +91,18 @@ Block PacketArena::allocate(size_t bytes) noexcept {
   if (frame == no_frame) return block;
   frames_[frame].references.store(1, std::memory_order_relaxed);  // ours alone until the Block is handed on
   users_.fetch_add(1, std::memory_order_relaxed);                 // the caller's own use keeps it above 0
-  in_use_.fetch_add(block_size, std::memory_order_relaxed);
+  in_use_.fetch_add(taken, std::memory_order_relaxed);
   block.arena_ = this;
   block.data_ = data_ + frame * min_block;
-  block.size_ = block_size;
+  block.size_ = taken;
   return block;
+}
+
+size_t PacketArena::largest_free() noexcept {
+  const std::lock_guard guard(lock_);
+  for (unsigned order = top_order_ + 1; order-- != 0;)
+    if (free_[order] != no_frame) return min_block << order;
+  return 0;
 }
 
 void PacketArena::release(uint8_t* data, size_t size) noexcept {

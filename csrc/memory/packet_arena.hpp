@@ -23,6 +23,8 @@ class Block {
 
   Block share() const noexcept;
   void reset() noexcept;
+  /// Lets go of the memory without giving it back: something that cannot be stopped may still use it.
+  void leak() noexcept { arena_ = nullptr; }
   explicit operator bool() const { return arena_ != nullptr; }
   uint8_t* data() const { return data_; }  // 64-byte aligned
   size_t size() const { return size_; }    // at least what was asked for
@@ -53,6 +55,10 @@ class PacketArena {
   uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
   size_t bytes_in_use() const noexcept { return in_use_.load(std::memory_order_relaxed); }
+  /// What a block of so many bytes really takes.
+  static constexpr size_t block_size(size_t bytes) { return std::bit_ceil(bytes < min_block ? min_block : bytes); }
+  /// The largest block that allocate() would give now; 0 when all is in use.
+  size_t largest_free() noexcept;
 
  private:
   friend class Block;

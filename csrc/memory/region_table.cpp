@@ -59,12 +59,21 @@ RegionTable RegionTable::without(uint64_t gpa, uint64_t uva, uint64_t size) cons
   return fewer;
 }
 
-/// The region that holds `gpa`, or nullptr.
+bool RegionTable::shares_memory() const {
+  return std::ranges::any_of(regions_, [](const Region& region) { return region.host != nullptr; });
+}
+
+/// The region that holds `gpa` and is shared, or nullptr. Which way the search goes is the guest's to choose, from
+/// buffer to buffer, so no step of it is a branch that could be mispredicted.
 const Region* RegionTable::find(uint64_t gpa) const noexcept {
-  const auto above = std::ranges::upper_bound(regions_, gpa, {}, &Region::gpa);
-  if (above == regions_.begin()) return nullptr;
-  const Region& region = *std::prev(above);
-  return region.holds(gpa, 1) ? &region : nullptr;
+  if (regions_.empty()) return nullptr;
+  const Region* low = regions_.data();
+  for (size_t n = regions_.size(); n > 1;) {
+    const size_t half = n / 2;
+    low += low[half].gpa <= gpa ? half : 0;
+    n -= half;
+  }
+  return low->host && low->holds(gpa, 1) ? low : nullptr;
 }
 
 uint8_t* RegionTable::translate_slowly(uint64_t gpa, uint64_t len, const Region*& hint) const noexcept {
@@ -76,9 +85,9 @@ uint8_t* RegionTable::translate_slowly(uint64_t gpa, uint64_t len, const Region*
 
 size_t RegionTable::pieces(uint64_t gpa, uint64_t len, std::span<Piece> out) const noexcept {
   size_t n = 0;
-  while (len > 0) {
-    const Region* region = find(gpa);
-    if (!region || n == out.size()) return 0;
+  const Region* region = find(gpa);
+  for (const Region* const end = regions_.data() + regions_.size(); len > 0; ++region) {
+    if (!region || region == end || !region->host || !region->holds(gpa, 1) || n == out.size()) return 0;
     const uint64_t offset = gpa - region->gpa;
     const uint64_t here = std::min(len, region->size - offset);
     out[n++] = {region->host + offset, here};
@@ -92,7 +101,8 @@ size_t RegionTable::pieces(uint64_t gpa, uint64_t len, std::span<Piece> out) con
 uint8_t* RegionTable::translate_uva(uint64_t uva, uint64_t len) const noexcept {
   for (const Region& region : regions_) {
     const uint64_t offset = uva - region.uva;
-    if (uva >= region.uva && offset < region.size && len <= region.size - offset) return region.host + offset;
+    if (uva >= region.uva && offset < region.size && len <= region.size - offset)
+      return region.host ? region.host + offset : nullptr;
   }
   return nullptr;
 }

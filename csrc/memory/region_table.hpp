@@ -12,13 +12,18 @@ namespace vhost_ioat::memory {
 class GuestMapping;  // guest_mapping.hpp: one mmap of guest memory, unmapped with its last user
 
 /// One guest-memory region as a front end describes it (vhost-user "memory region description").
+///
+/// One that this process cannot share has no host address: it takes its place in the table, so that nothing else does,
+/// and no address in it translates.
 struct Region {
   uint64_t gpa = 0;         // guest physical address
   uint64_t size = 0;        // bytes, never 0
   uint64_t uva = 0;         // the front end's own virtual address of it
-  uint8_t* host = nullptr;  // ours
+  uint8_t* host = nullptr;  // ours; null: not shared
   std::shared_ptr<GuestMapping> mapping;
+  std::string not_shared{};  // why there is no host address
 
+  friend bool operator==(const Region&, const Region&) = default;
   bool holds(uint64_t address, uint64_t len) const {
     return address >= gpa && address - gpa < size && len <= size - (address - gpa);
   }
@@ -59,15 +64,18 @@ class RegionTable {
   RegionTable without(uint64_t gpa, uint64_t uva, uint64_t size) const;
 
   std::span<const Region> regions() const { return regions_; }  // by gpa
+  /// Is there any memory that can be used?
+  bool shares_memory() const;
 
-  /// Host address of [gpa, gpa + len), or nullptr unless all of it lies in one region. len >= 1.
+  /// Host address of [gpa, gpa + len), or nullptr unless all of it lies in one region that is shared. len >= 1. The
+  /// hint is such a region, or null.
   uint8_t* translate(uint64_t gpa, uint64_t len, const Region*& hint) const noexcept {
     if (hint && hint->holds(gpa, len)) [[likely]]
       return hint->host + (gpa - hint->gpa);
     return translate_slowly(gpa, len, hint);
   }
-  /// The same over region borders: fills `out` and returns how many pieces, 0 when any byte is unmapped or `out` is too
-  /// small.
+  /// The same over region borders: fills `out` and returns how many pieces, 0 when any byte is unmapped or not shared,
+  /// or `out` is too small.
   size_t pieces(uint64_t gpa, uint64_t len, std::span<Piece> out) const noexcept;
   /// For ring addresses, which are the front end's: host address of [uva, uva + len) within one region, or nullptr.
   uint8_t* translate_uva(uint64_t uva, uint64_t len) const noexcept;

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The port as its session sees it: rings are held, changed and released. Control thread.
-#include <sys/epoll.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <utility>
 
 #include "base/error.hpp"
 #include "memory/guest_mapping.hpp"
@@ -16,8 +21,6 @@ using vhost_user::SessionState;
 using vhost_user::Vring;
 
 namespace {
-constexpr auto hold_retry = std::chrono::microseconds(100);
-
 uint64_t physical_memory() {
   return static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
 }
@@ -25,123 +28,178 @@ uint64_t physical_memory() {
 
 // Ring 2N is tx queue N of the port (the guest receives), ring 2N + 1 is rx queue N.
 
-bool EthVhost::hold(const RingSet& rings) {
-  holding_ |= rings;
-  hold_pending_ = !hold_step();
-  if (hold_pending_) resume_when_held();
-  return !hold_pending_;
-}
-
-/// One try for every ring wanted: the caller is out, and nothing is in flight.
-bool EthVhost::hold_step() {
-  bool all = true;
-  for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring) {
-    if (!holding_[ring]) continue;
-    const uint32_t queue = ring / 2;
-    all &= ring % 2 ? rxqs_[queue]->owner().try_take() : txqs_[queue]->owner().try_take() && drain_step(queue);
-  }
-  return all;
-}
-
-void EthVhost::resume_when_held() {
-  hold_timer_ = loop_->call_at(EventLoop::Clock::now() + hold_retry, [this] {
-    hold_timer_ = 0;
-    if (!hold_step()) return resume_when_held();
-    hold_pending_ = false;
-    endpoint_->resume();
-  });
-}
-
 VringQueue& EthVhost::vring_queue(uint32_t ring) {
   if (ring % 2) return *rxqs_[ring / 2];
   return *txqs_[ring / 2];
 }
 
-uint16_t EthVhost::ring_base(uint32_t ring) {
-  const VringQueue& queue = vring_queue(ring);
-  return queue.running() ? queue.ring().last_avail().value() : bases_[ring];
+// --- Before the change: whatever can fail
+
+void EthVhost::prepare(const RingSet& rings, const SessionState& next) {
+  prepare_halt();
+  try {
+    for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring)
+      if (rings[ring]) prepared_[ring] = prepare_ring(ring, next);
+  } catch (...) {
+    prepare_halt();
+    throw;
+  }
 }
 
-void EthVhost::release(const RingSet& rings, const SessionState& state) {
-  memory_ = state.memory;
-  for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring) {
-    if (!rings[ring]) continue;
-    const uint32_t queue = ring / 2;
-    const Vring& vring = state.vrings[ring];
-    bases_[ring] = vring.base;
-    RingSetup setup = ring_setup(ring, state, vring);
-    const bool usable = setup.running && setup.enabled;
-    if (ring % 2) {
-      watch_kick(queue, setup.running ? vring.kick.get() : -1);
-      rxqs_[queue]->setup(std::move(setup));
-      rxqs_[queue]->owner().give_back();
-    } else {
-      map_guest(queue, setup.running ? state.memory.get() : nullptr);
-      txqs_[queue]->setup(std::move(setup));
-      txqs_[queue]->owner().give_back();
+void EthVhost::prepare_halt() noexcept {
+  for (Prepared& ready : prepared_) ready = {};
+}
+
+/// Translates the ring's addresses, now that it is about to run and not earlier: the memory table may come later.
+EthVhost::Prepared EthVhost::prepare_ring(uint32_t ring, const SessionState& next) {
+  Prepared ready;
+  RingSetup& setup = ready.setup;
+  const Vring& vring = next.vrings[ring];
+  setup.enabled = vring.enabled;
+  if (!vring.started || !vring.has_addresses || vring.size == 0) return ready;
+  const bool event_idx = next.features.has(virtio::Feature::EVENT_IDX);
+  auto* desc = next.memory->translate_uva(vring.desc_uva, virtio::desc_bytes(vring.size));
+  setup.at.avail = next.memory->translate_uva(vring.avail_uva, virtio::avail_bytes(vring.size, event_idx));
+  setup.at.used = next.memory->translate_uva(vring.used_uva, virtio::used_bytes(vring.size, event_idx));
+  setup.at.desc = reinterpret_cast<virtio::Descriptor*>(desc);
+  const uint32_t queue = ring / 2;
+  if (!desc || !setup.at.avail || !setup.at.used) {
+    if (!next.memory->regions().empty()) {
+      report("peer", static_cast<int>(queue), ring % 2, false, Reports::warning,
+             "ring %u of %u entries does not lie wholly in one memory region; it waits for a memory table that holds "
+             "it",
+             ring, vring.size);
     }
-    holding_.reset(ring);
-    if (usable != ring_usable_[ring]) {
-      ring_usable_[ring] = usable;
-      say("queue", static_cast<int>(queue), ring % 2, usable, Reports::info,
-          format("%s queue %u is %s", ring % 2 ? "rx" : "tx", queue, usable ? "enabled" : "disabled"));
+    return ready;
+  }
+  setup.running = true;
+  setup.size = vring.size;
+  setup.features = next.features;
+  setup.memory = next.memory;
+  setup.call = vring.call;
+  setup.err = vring.err;
+  ready.kick = vring.kick;
+  setup.drained = false;  // for the question whether it is the ring that runs already
+  const bool runs_already = vring_queue(ring).goes_on(setup);
+  if (ring % 2) {
+    if (!runs_already) ready.rx = RxQueue::prepare(setup.size);
+  } else {
+    if (!runs_already) ready.tx = txqs_[queue]->prepare(setup.size);
+    if (engines_[queue] && txqs_[queue]->offloading()) {
+      for (const memory::Region& region : next.memory->regions())
+        if (region.mapping) ready.guest.push_back(region.mapping);
     }
   }
+  return ready;
+}
+
+// --- Holding
+
+bool EthVhost::hold(const RingSet& rings, vhost_user::Hold how) noexcept {
+  holding_ |= rings;
+  how_ = how;
+  hold_pending_ = !hold_step();
+  if (hold_pending_) hold_timer_.arm_after(hold_retry);
+  return !hold_pending_;
+}
+
+/// One try for every ring wanted: the caller is out; nothing is in flight; the engine knows the memory to come.
+bool EthVhost::hold_step() noexcept {
+  bool all = true;
+  for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring) {
+    if (!holding_[ring]) continue;
+    const uint32_t queue = ring / 2;
+    if (ring % 2) {
+      all &= rxqs_[queue]->owner().try_take();
+    } else {
+      // A recovery that has begun is ended first in any case: until then only it may touch the engine.
+      const bool drain = how_ == vhost_user::Hold::drained || engine_recovers(queue);
+      all &= txqs_[queue]->owner().try_take() && (drain ? drain_step(queue) : !engine_busy(queue));
+    }
+  }
+  for (uint32_t ring = 0; all && ring < 2 * config_.queues; ring += 2) {
+    Prepared& ready = prepared_[ring];
+    if (holding_[ring] && engines_[ring / 2] && !std::exchange(ready.guest_asked, true))
+      engines_[ring / 2]->map_guest(std::move(ready.guest));
+  }
+  for (uint32_t ring = 0; all && ring < 2 * config_.queues; ring += 2) all &= !holding_[ring] || !engine_busy(ring / 2);
+  return all;
+}
+
+void EthVhost::hold_later() {
+  if (!hold_pending_) return;
+  if (!hold_step()) return hold_timer_.arm_after(hold_retry);
+  hold_pending_ = false;
+  endpoint_->resume();
+}
+
+std::optional<uint16_t> EthVhost::ring_base(uint32_t ring) noexcept {
+  const VringQueue& queue = vring_queue(ring);
+  if (!queue.running()) return std::nullopt;
+  return queue.ring().last_avail().value();
+}
+
+// --- The change: nothing can fail
+
+void EthVhost::commit(const RingSet& rings, const SessionState& next) noexcept {
+  memory_ = next.memory;
+  for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring)
+    if (rings[ring]) take_over(ring, std::exchange(prepared_[ring], {}));
   // A ring that starts is read, and its memory may be gone already.
   if (memory::times_mended() != mended_seen_.load(std::memory_order_relaxed)) wake_control();
 }
 
-/// Translates the ring's addresses, now that it is about to run and not earlier: the memory table may come later.
-RingSetup EthVhost::ring_setup(uint32_t ring, const SessionState& state, const Vring& vring) {
-  RingSetup setup;
-  setup.enabled = vring.enabled;
-  if (!vring.started || !vring.has_addresses || vring.size == 0) return setup;
-  const bool event_idx = state.features.has(virtio::Feature::EVENT_IDX);
-  auto* desc = state.memory->translate_uva(vring.desc_uva, virtio::desc_bytes(vring.size));
-  setup.at.avail = state.memory->translate_uva(vring.avail_uva, virtio::avail_bytes(vring.size, event_idx));
-  setup.at.used = state.memory->translate_uva(vring.used_uva, virtio::used_bytes(vring.size, event_idx));
-  setup.at.desc = reinterpret_cast<virtio::Descriptor*>(desc);
-  if (!desc || !setup.at.avail || !setup.at.used) {
-    if (!state.memory->regions().empty()) {
-      say("peer", static_cast<int>(ring / 2), ring % 2, false, Reports::warning,
-          format("ring %u of %u entries does not lie wholly in one memory region; it waits for a memory table that "
-                 "holds it",
-                 ring, vring.size));
-    }
-    return setup;
-  }
-  setup.running = true;
-  setup.size = vring.size;
+void EthVhost::halt() noexcept {
+  for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring) take_over(ring, {});
+  memory_.reset();
+}
+
+void EthVhost::take_over(uint32_t ring, Prepared ready) noexcept {
+  const uint32_t queue = ring / 2;
+  const bool rx = ring % 2;
+  RingSetup& setup = ready.setup;
+  const bool usable = setup.running && setup.enabled;
+  setup.drained = how_ == vhost_user::Hold::drained;
   // Not SET_VRING_BASE: after a back end that was killed the front end may not know how far it came (virtio-user says
-  // 0). Rings are used in order and are drained before they are held, so nothing is in flight between the two indices.
-  setup.last_avail = RingIndex(virtio::load_relaxed<uint16_t>(setup.at.used + 2));
-  setup.features = state.features;
-  setup.memory = state.memory;
-  if (vring.call) setup.call = vring.call.duplicate();
-  if (vring.err) setup.err = vring.err.duplicate();
-  return setup;
+  // 0). Rings are used in order and are drained before they stop, so nothing is in flight between the two indices.
+  if (setup.running) setup.last_avail = RingIndex(virtio::load_relaxed<uint16_t>(setup.at.used + 2));
+  if (rx) {
+    RxInterrupt& interrupt = *interrupts_[queue];
+    setup.kicks = interrupt.wanted();
+    if (!interrupt.set_kick(std::move(ready.kick))) {
+      report("control", static_cast<int>(queue), true, usable, Reports::warning,
+             "rx queue %u: its kick fd cannot be waited for (%s); the ring is polled for those who wait", queue,
+             std::strerror(errno));
+    }
+    rxqs_[queue]->setup(std::move(setup), std::move(ready.rx));
+    rxqs_[queue]->owner().give_back();
+    // A kick may have gone to the fd or the ring that was there before.
+    if (interrupt.wanted()) {
+      interrupt.wake();
+      wake_control();  // should the ring be one that must be polled
+    }
+  } else {
+    txqs_[queue]->setup(std::move(setup), std::move(ready.tx));
+    txqs_[queue]->owner().give_back();
+  }
+  holding_.reset(ring);
+  if (usable == ring_usable_[ring]) return;
+  ring_usable_[ring] = usable;
+  report("queue", static_cast<int>(queue), rx, usable, Reports::info, "%s queue %u is %s", rx ? "rx" : "tx", queue,
+         usable ? "enabled" : "disabled");
 }
 
-/// Puts the ring's kick fd behind the fd that users of rx_fileno() wait for.
-void EthVhost::watch_kick(uint32_t queue, int kick_fd) {
-  if (kick_fds_[queue] == kick_fd && kick_fd < 0) return;
-  if (kick_fds_[queue] >= 0) ::epoll_ctl(rx_fds_[queue].get(), EPOLL_CTL_DEL, kick_fds_[queue], nullptr);
-  kick_fds_[queue] = kick_fd;
-  if (kick_fd < 0) return;
-  epoll_event event{};
-  event.events = EPOLLIN;
-  ::epoll_ctl(rx_fds_[queue].get(), EPOLL_CTL_ADD, kick_fd, &event);
-}
-
-void EthVhost::announce(const uint8_t (&mac)[6]) {
+void EthVhost::announce(const uint8_t (&mac)[6]) noexcept {
   // RFC 903 "request reverse": who am I, asked and answered with the guest's own address, so that switches learn it.
-  rarp_.assign(60, 0);
+  if (rarp_waits_) rarp_lost_.add(1);
+  rarp_.fill(0);
   std::fill_n(rarp_.begin(), 6, uint8_t{0xff});
   std::copy_n(mac, 6, rarp_.begin() + 6);
   const uint8_t body[] = {0x80, 0x35, 0, 1, 0x08, 0, 6, 4, 0, 3};
   std::copy_n(body, sizeof body, rarp_.begin() + 12);
   std::copy_n(mac, 6, rarp_.begin() + 22);
   std::copy_n(mac, 6, rarp_.begin() + 32);
+  rarp_waits_ = true;
   wake_control();
 }
 
@@ -185,30 +243,43 @@ void EthVhost::after_message(const SessionState& state) {
   set_link(up);
 }
 
-void EthVhost::disconnected(const std::string& reason, bool broken) {
-  memory_.reset();
+void EthVhost::disconnected(const char* reason, bool broken) noexcept {
+  if (rarp_waits_) rarp_lost_.add(1);  // it would announce a guest that has gone
+  rarp_waits_ = false;
   {
     std::lock_guard lock(snapshot_mutex_);
     snapshot_ = {};
   }
   set_link(false);
-  if (broken) say("peer", -1, false, false, Reports::warning, "the front end was dropped: " + reason);
+  if (broken) report("peer", -1, false, false, Reports::warning, "the front end was dropped: %s", reason);
 }
 
-void EthVhost::trouble(const std::string& what) { say("peer", -1, false, false, Reports::warning, what); }
+void EthVhost::trouble(const char* what) noexcept { report("peer", -1, false, false, Reports::warning, "%s", what); }
 
-void EthVhost::set_link(bool up) {
+void EthVhost::set_link(bool up) noexcept {
   if (up == link_up()) return;
   {
     std::lock_guard lock(link_mutex_);
     link_up_.store(up, std::memory_order_release);  // pairs with link_up(): who sees it may send
   }
   link_changed_.notify_all();
-  say("link", -1, false, up, Reports::info, up ? "link is up" : "link is down");
+  report("link", -1, false, up, Reports::info, "link is %s", up ? "up" : "down");
 }
 
-void EthVhost::say(const char* kind, int queue, bool rx, bool enabled, int level, std::string text) {
-  reports_.add({kind, queue, rx, enabled, std::move(text)}, level);
+/// What a callback of this port threw: it costs this port its session and nobody else anything.
+void EthVhost::failed(const char* what) noexcept {
+  control_errors_.fetch_add(1, std::memory_order_relaxed);
+  report("control", -1, false, false, Reports::error, "the control thread could not go on with this port: %s", what);
+  if (endpoint_) endpoint_->failed(what);
+}
+
+void EthVhost::report(const char* kind, int queue, bool rx, bool enabled, int level, const char* text, ...) noexcept {
+  char told[Reports::longest];
+  va_list arguments;
+  va_start(arguments, text);
+  std::vsnprintf(told, sizeof told, text, arguments);
+  va_end(arguments);
+  reports_.add(kind, queue, rx, enabled, level, told);
 }
 
 }  // namespace vhost_ioat::port

@@ -41,7 +41,7 @@ struct QueueCounters {
   std::array<Counter, 8> sizes;
   Counter errors;  // malformed or unsendable packets: taken, dropped
   Counter missed;  // rx: dropped from a started but disabled ring
-  Counter nombuf;  // rx: the packet arena was exhausted
+  Counter nombuf;  // rx: times there was no packet memory: packets waited, or one was dropped
   Counter notifications, notifications_suppressed, notification_errors;
 };
 
@@ -73,10 +73,24 @@ struct Tally {
   }
 };
 
+/// Additional counters of an rx queue. Those that end in _dropped are what `errors` is made of, by reason.
+struct RxCounters : QueueCounters {
+  Counter empty_dropped;        // a chain without a byte of a packet
+  Counter oversize_dropped;     // more bytes than any packet has
+  Counter pieces_dropped;       // more pieces than a packet may lie in, or too long a walk (base/budget.hpp)
+  Counter header_dropped;       // the net header contradicts itself or the packet
+  Counter gso_dropped;          // segmentation that was not negotiated
+  Counter gso_no_csum_dropped;  // segmentation without NEEDS_CSUM
+  Counter nombuf_dropped;       // no piece of packet memory was large enough; not an error of the guest's
+  Counter rarp_lost;            // announcements that nobody took before they were replaced, or the ring stopped
+};
+
 /// Additional counters of a tx queue.
 struct TxCounters : QueueCounters {
   Counter cpu_bytes;
-  Counter oversize_dropped, gso_dropped;
+  Counter oversize_dropped, gso_dropped;  // what `errors` is made of
+  Counter short_buffers;                  // receive buffers given back because no packet fits into them
+  Counter engine_lost;                    // packets in flight in an engine that could not even be stopped
   Counter fallback_ring_full, fallback_unmapped, fallback_address, fallback_disabled;
   Counter dma_submitted, dma_completed, dma_bytes, dma_errors, dma_resets;  // the engine's, as last reaped
   Counter dma_inflight_max, dma_publish_batches;

@@ -3,37 +3,41 @@
 
 #include <sys/epoll.h>
 
-#include <future>
-#include <system_error>
-#include <thread>
+#include <algorithm>
+#include <utility>
 
+#include "base/budget.hpp"
 #include "base/error.hpp"
+#include "base/port_loop.hpp"
 #include "memory/sigbus.hpp"
 #include "port/arenas.hpp"
 
 namespace vhost_ioat::port {
 
-namespace {
-UniqueFd make_epoll() {
-  int fd = ::epoll_create1(EPOLL_CLOEXEC);
-  if (fd < 0) throw std::system_error(errno, std::generic_category(), "epoll_create1");
-  return UniqueFd(fd);
-}
-}  // namespace
-
 EthVhost::EthVhost(PortConfig config)
     : config_(std::move(config)),
-      loop_(EventLoop::get()),
-      engines_(config_.queues),
-      kick_fds_(config_.queues, -1),
-      bases_(2 * config_.queues),
-      ring_usable_(2 * config_.queues) {
+      loop_(std::make_shared<PortLoop>(EventLoop::get(), [this](const char* what) { failed(what); })),
+      prepared_(2 * config_.queues),
+      ring_usable_(2 * config_.queues),
+      hold_timer_(loop_, [this] { closing_ ? close_step() : hold_later(); }),
+      service_timer_(loop_, [this] { service(); }),
+      waiter_timer_(loop_, [this] { service(); }),
+      lost_engine_(loop_, [this] {
+        if (endpoint_) endpoint_->drop_peer("its DMA engine could not be stopped");
+      }) {
   for (uint32_t q = 0; q < config_.queues; ++q) {
     arenas_.push_back(memory::PacketArena::create(config_.mempool / config_.queues));
     register_arena(arenas_[q]);
     rxqs_.push_back(std::make_unique<RxQueue>());
     txqs_.push_back(std::make_unique<TxQueue>());
-    rx_fds_.push_back(make_epoll());
+    interrupts_.push_back(std::make_unique<RxInterrupt>());
+    engines_.push_back(config_.ioats.contains(q) ? std::make_unique<EngineSlot>(loop_,
+                                                                                [this, q](auto problem) {
+                                                                                  engine_ended(q);
+                                                                                  if (problem)
+                                                                                    std::rethrow_exception(problem);
+                                                                                })
+                                                 : nullptr);
   }
   make_engines();
   loop_->run([this] {
@@ -54,10 +58,14 @@ void EthVhost::start() {
   if (started_) return;
   loop_->run([this] {
     vhost_user::EndpointOwner& owner = *this;
-    auto endpoint = std::make_unique<vhost_user::Endpoint>(
-        loop_, vhost_user::EndpointConfig{config_.iface, config_.client, config_.socket_mode}, owner);
-    endpoint->start();
-    endpoint_ = std::move(endpoint);
+    vhost_user::EndpointConfig endpoint{config_.iface, config_.client, config_.socket_mode};
+    endpoint_ = std::make_unique<vhost_user::Endpoint>(loop_, std::move(endpoint), owner);
+    try {
+      endpoint_->start();
+    } catch (...) {
+      endpoint_.reset();
+      throw;
+    }
   });
   started_ = true;
 }
@@ -65,9 +73,9 @@ void EthVhost::start() {
 void EthVhost::stop() {
   std::lock_guard lock(life_);
   if (!started_ || loop_->forked()) return;
-  std::promise<void> stopped;
-  loop_->run([&] { endpoint_->stop([&stopped] { stopped.set_value(); }); });
-  stopped.get_future().wait();
+  Latch stopped;
+  loop_->run([&] { endpoint_->stop([&stopped] { stopped.open(); }); });
+  stopped.wait();
   loop_->run([this] { endpoint_.reset(); });
   started_ = false;
 }
@@ -80,21 +88,38 @@ void EthVhost::close() {
   }
   stop();
   std::lock_guard lock(life_);
-  // Take every queue for good; what a caller is doing right now it finishes.
-  for (bool all = false; !all;) {
-    loop_->run([&] {
-      all = true;
-      for (auto& rxq : rxqs_) all &= rxq->owner().try_take();
-      for (uint32_t q = 0; q < config_.queues; ++q) all &= txqs_[q]->owner().try_take() && drain_step(q);
-      if (!all) return;
-      loop_->cancel(service_timer_);
-      loop_->cancel(hold_timer_);
-      loop_->remove_fd(wake_fd_.get());
-      release_engines();
-    });
-    if (!all) std::this_thread::yield();
-  }
+  Latch done;
+  loop_->run([&] {
+    closing_ = &done;
+    close_step();
+  });
+  done.wait();
   link_changed_.notify_all();
+}
+
+/// Takes every queue for good; what a caller is doing right now it finishes. Then the engines end, and close() returns
+/// when they have, or when that takes too long: the helper has all it needs to end them later.
+void EthVhost::close_step() noexcept {
+  const auto now = EventLoop::Clock::now();
+  if (!engines_end_) {
+    if (!close_queues()) return hold_timer_.arm_after(hold_retry);
+    engines_end_ = now + budget::patience_at_stop;
+    service_timer_.cancel();
+    waiter_timer_.cancel();
+    loop_->remove_fd(wake_fd_.get());
+    for (uint32_t q = 0; q < config_.queues; ++q) release_engine(q);
+  }
+  const bool busy = std::ranges::any_of(engines_, [](const auto& slot) { return slot && slot->busy(); });
+  if (busy && now < *engines_end_) return hold_timer_.arm_after(hold_retry);
+  engines_.clear();  // who is told of a job's end is this port, and it may be gone soon
+  std::exchange(closing_, nullptr)->open();
+}
+
+bool EthVhost::close_queues() noexcept {
+  bool all = true;
+  for (auto& rxq : rxqs_) all &= rxq->owner().try_take();
+  for (uint32_t q = 0; q < config_.queues; ++q) all &= txqs_[q]->owner().try_take() && drain_step(q);
+  return all;
 }
 
 void EthVhost::check_usable() const {
@@ -128,7 +153,7 @@ virtio::Burst EthVhost::rx_burst(uint32_t queue, uint32_t n) {
   Visit visit(rxq.owner(), "rx", queue);
   if (!visit.inside()) return {};
   virtio::Burst burst = rxq.dequeue(*arenas_[queue], n);
-  after_burst(rxq, rxq.fault_to_report());
+  after_burst(rxq, rxq.something_to_report());
   return burst;
 }
 
@@ -139,7 +164,7 @@ uint32_t EthVhost::tx_burst(uint32_t queue, const PacketView& packets) {
   Visit visit(txq.owner(), "tx", queue);
   if (!visit.inside()) return 0;
   const uint32_t taken = txq.enqueue(packets);
-  after_burst(txq, txq.fault_to_report() || txq.engine_failed() || txq.maps_wanted());
+  after_burst(txq, txq.something_to_report() || txq.engine_failed() || txq.maps_wanted());
   return taken;
 }
 
@@ -150,8 +175,15 @@ uint32_t EthVhost::tx_done_cleanup(uint32_t queue) {
   if (!visit.inside()) return 0;
   const uint32_t reaped = txq.reap();
   if (txq.running() && txq.kick_due()) txq.kick(txq.counters);
-  after_burst(txq, txq.fault_to_report() || txq.engine_failed());
+  after_burst(txq, txq.something_to_report() || txq.engine_failed());
   return reaped;
+}
+
+bool EthVhost::tx_serves(uint32_t queue) {
+  check_usable();
+  TxQueue& txq = *txqs_[queue];
+  Visit visit(txq.owner(), "tx", queue);
+  return !visit.inside() || (txq.running() && txq.enabled() && !txq.ring().fault());
 }
 
 /// Tells the control thread when there is something for it to finish, report or mend.
@@ -175,17 +207,28 @@ void EthVhost::wake_control() noexcept {
 bool EthVhost::rx_intr_enable(uint32_t queue) {
   check_usable();
   RxQueue& rxq = *rxqs_[queue];
+  RxInterrupt& interrupt = *interrupts_[queue];
+  interrupt.want(true);
   Visit visit(rxq.owner(), "rx", queue);
-  if (!visit.inside()) return true;  // the control thread is changing the ring: look again
-  if (kick_fds_[queue] >= 0) eventfd_clear(kick_fds_[queue]);
-  return rxq.enable_kicks();
+  if (!visit.inside()) {  // the control thread is changing the ring, and may not have seen the wish: let it look again
+    rxq.ask_for_attention();
+    wake_control();
+    return true;
+  }
+  interrupt.clear();
+  const bool waiting = rxq.enable_kicks();
+  if (rxq.running() && !interrupt.has_kick()) wake_control();  // it polls the ring on behalf of the waiter
+  return waiting;
 }
 
 void EthVhost::rx_intr_disable(uint32_t queue) {
   check_usable();
   RxQueue& rxq = *rxqs_[queue];
+  interrupts_[queue]->want(false);
   Visit visit(rxq.owner(), "rx", queue);
-  if (visit.inside()) rxq.disable_kicks();
+  if (visit.inside()) return rxq.disable_kicks();
+  rxq.ask_for_attention();
+  wake_control();
 }
 
 bool EthVhost::wait_link(bool up, std::chrono::steady_clock::time_point until) {

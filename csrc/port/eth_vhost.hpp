@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/event_loop.hpp"
+#include "base/latch.hpp"
 #include "dma/ioat_model.hpp"
 #include "memory/packet_arena.hpp"
 #include "port/config.hpp"
-#include "port/recovery.hpp"
+#include "port/engine_slot.hpp"
 #include "port/reports.hpp"
+#include "port/rx_interrupt.hpp"
 #include "port/rx_queue.hpp"
 #include "port/tx_queue.hpp"
 #include "vhost_user/endpoint.hpp"
@@ -45,13 +49,20 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   virtio::Burst rx_burst(uint32_t queue, uint32_t n);
   uint32_t tx_burst(uint32_t queue, const PacketView& packets);
   uint32_t tx_done_cleanup(uint32_t queue);
+  /// Is it worth offering again what tx_burst did not take: does the ring run, enabled and unbroken? True as well while
+  /// the control thread has the queue.
+  bool tx_serves(uint32_t queue);
   /// Any thread.
   uint32_t tx_pending(uint32_t queue) const { return txqs_[queue]->pending_packets(); }
   /// The device behind a software engine, to inject faults or to step it; null for hardware or none.
-  std::shared_ptr<dma::IoatModel> engine_model(uint32_t queue) const { return engines_[queue].model; }
+  std::shared_ptr<dma::IoatModel> engine_model(uint32_t queue) const {
+    return queue < engines_.size() && engines_[queue] ? engines_[queue]->model() : nullptr;
+  }
 
-  // ---- interrupt mode
-  int rx_fileno(uint32_t queue) const { return rx_fds_[queue].get(); }
+  // ---- interrupt mode: the caller of the queue
+  int rx_fileno(uint32_t queue) const { return interrupts_[queue]->fileno(); }
+  /// From here on until rx_intr_disable(), whatever happens to the ring, rx_fileno() becomes readable when packets
+  /// come. True: some wait already.
   bool rx_intr_enable(uint32_t queue);
   void rx_intr_disable(uint32_t queue);
 
@@ -92,6 +103,10 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
     bool hardware, active;
     std::string state;  // "ok", or why it is not in use, or for what it stands in
   };
+  struct MempoolInfo {
+    uint32_t queue;  // rx
+    size_t size, in_use, largest_free;
+  };
   struct Info {
     bool connected = false;
     uint64_t features = 0, protocol_features = 0;
@@ -99,68 +114,79 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
     std::vector<RegionInfo> regions;
     std::vector<RingInfo> rings;
     std::vector<EngineInfo> engines;
+    std::vector<MempoolInfo> mempools;
     std::string last_error;
   };
   Info info();
 
  private:
   // ---- the session above us (control.cpp), on the control thread
-  bool hold(const vhost_user::RingSet& rings) override;
-  uint16_t ring_base(uint32_t ring) override;
-  void release(const vhost_user::RingSet& rings, const vhost_user::SessionState& state) override;
-  void announce(const uint8_t (&mac)[6]) override;
+  void prepare(const vhost_user::RingSet& rings, const vhost_user::SessionState& next) override;
+  bool hold(const vhost_user::RingSet& rings, vhost_user::Hold how) noexcept override;
+  std::optional<uint16_t> ring_base(uint32_t ring) noexcept override;
+  void commit(const vhost_user::RingSet& rings, const vhost_user::SessionState& next) noexcept override;
+  void prepare_halt() noexcept override;
+  void halt() noexcept override;
+  void announce(const uint8_t (&mac)[6]) noexcept override;
   std::unique_ptr<vhost_user::BackendSession> make_session() override;
   void after_message(const vhost_user::SessionState& state) override;
-  void disconnected(const std::string& reason, bool broken) override;
-  void trouble(const std::string& what) override;
+  void disconnected(const char* reason, bool broken) noexcept override;
+  void trouble(const char* what) noexcept override;
 
+  /// What a ring will be, made ready while it still is what it was.
+  struct Prepared {
+    RingSetup setup;
+    vhost_user::SharedFd kick;
+    RxQueue::Scratch rx;
+    TxQueue::Scratch tx;
+    EngineSlot::Mappings guest;  // for the engine, until it was asked
+    bool guest_asked = false;
+  };
+  static constexpr auto hold_retry = std::chrono::microseconds(100);
   VringQueue& vring_queue(uint32_t ring);
-  bool hold_step();
-  void resume_when_held();
-  RingSetup ring_setup(uint32_t ring, const vhost_user::SessionState& state, const vhost_user::Vring& vring);
-  void watch_kick(uint32_t queue, int kick_fd);
-  void set_link(bool up);
+  bool hold_step() noexcept;
+  void hold_later();
+  Prepared prepare_ring(uint32_t ring, const vhost_user::SessionState& next);
+  void take_over(uint32_t ring, Prepared ready) noexcept;
+  void set_link(bool up) noexcept;
 
   // ---- service of the queues (service.cpp), on the control thread
   void wake_control() noexcept;
-  void service();
-  bool service_tx(uint32_t queue);
-  bool service_rx(uint32_t queue);
-  bool drain_step(uint32_t queue);
-  bool recover(uint32_t queue, Recovery::Time now);
-  void abandon(uint32_t queue);
-  void report_fault(VringQueue& vring, uint32_t queue, bool rx);
-  void check_memory();
-  void say(const char* kind, int queue, bool rx, bool enabled, int level, std::string text);
+  void service() noexcept;
+  bool service_tx(uint32_t queue) noexcept;
+  bool service_rx(uint32_t queue) noexcept;
+  bool watch_for_waiter(uint32_t queue) noexcept;
+  bool drain_step(uint32_t queue) noexcept;
+  bool recover(uint32_t queue, Recovery::Time now) noexcept;
+  bool engine_busy(uint32_t queue) noexcept;
+  bool engine_recovers(uint32_t queue) noexcept;
+  void engine_ended(uint32_t queue) noexcept;
+  void abandon(uint32_t queue) noexcept;
+  void report_fault(VringQueue& vring, uint32_t queue, bool rx) noexcept;
+  void check_memory() noexcept;
+  void failed(const char* what) noexcept;
+  [[gnu::format(printf, 7, 8)]] void report(const char* kind, int queue, bool rx, bool enabled, int level,
+                                            const char* text, ...) noexcept;
 
   // ---- engines (engines.cpp)
-  struct Engine {
-    std::shared_ptr<dma::IoatModel> model;  // of a software engine
-    Recovery recovery;
-    std::string state = "ok";
-    std::vector<std::shared_ptr<memory::GuestMapping>> guest;  // mapped in the engine
-    std::vector<std::shared_ptr<memory::PacketArena>> arenas;  // likewise
-    size_t arenas_seen = 0;
-  };
   void make_engines();
-  std::unique_ptr<dma::DmaEngine> make_engine(uint32_t queue, const std::string& name);
-  void map_guest(uint32_t queue, const memory::RegionTable* memory);
-  void map_arenas(uint32_t queue);
-  void release_engines();
+  void make_engine(uint32_t queue, const std::string& name);
+  void release_engine(uint32_t queue) noexcept;
 
   void check_usable() const;
+  void close_step() noexcept;
+  bool close_queues() noexcept;
   template <typename Queue>
   void after_burst(Queue& queue, bool attention) noexcept;
 
   PortConfig config_;
-  std::shared_ptr<EventLoop> loop_;
+  std::shared_ptr<EventLoop> loop_;  // with this port's barrier
+  Reports reports_;
   std::vector<std::shared_ptr<memory::PacketArena>> arenas_;  // one for each rx queue: their threads share no lock
   std::vector<std::unique_ptr<RxQueue>> rxqs_;
   std::vector<std::unique_ptr<TxQueue>> txqs_;
-  std::vector<Engine> engines_;
-  std::vector<UniqueFd> rx_fds_;  // an epoll fd each, that holds the ring's kick fd: the same over reconnects
-  std::vector<int> kick_fds_;     // the session's, -1: none
-  Reports reports_;
+  std::vector<std::unique_ptr<RxInterrupt>> interrupts_;
+  std::vector<std::unique_ptr<EngineSlot>> engines_;
 
   std::mutex life_;  // start, stop, close one after the other
   std::atomic<bool> started_{false};
@@ -172,18 +198,26 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   std::condition_variable link_changed_;
 
   // Control thread only:
-  vhost_user::RingSet holding_;  // asked for by hold(), not released yet
+  vhost_user::RingSet holding_;  // asked for by hold(), not let go of yet
+  vhost_user::Hold how_ = vhost_user::Hold::owned;
   bool hold_pending_ = false;
-  EventLoop::TimerId hold_timer_ = 0, service_timer_ = 0;
-  std::vector<uint16_t> bases_;                        // next avail index of rings that do not run
-  std::vector<bool> ring_usable_;                      // running and enabled, as last told in an event
-  std::vector<uint8_t> rarp_;                          // frame to come first on rx queue 0
-  std::shared_ptr<const memory::RegionTable> memory_;  // the session's
+  std::vector<Prepared> prepared_;  // by ring; used between prepare() and commit()
+  std::vector<bool> ring_usable_;   // running and enabled, as last told in an event
+  uint32_t next_serviced_ = 0;      // queue, should a turn end early
+  std::array<uint8_t, 60> rarp_{};  // frame to come first on rx queue 0
+  bool rarp_waits_ = false;
+  Counter rarp_lost_;                                        // those that never got as far as the queue
+  std::shared_ptr<const memory::RegionTable> memory_;        // the session's
+  Latch* closing_ = nullptr;                                 // close() waits there
+  std::optional<EventLoop::Clock::time_point> engines_end_;  // then close() waits for the engines no longer
 
   UniqueFd wake_fd_ = make_eventfd();
   /// The control thread has been told, or has its timer running: no need to tell it again.
   std::atomic<bool> control_awake_{false};
-  std::atomic<uint64_t> mended_seen_{0};  // truncated pages mended when memory was last checked
+  std::atomic<uint64_t> mended_seen_{0};     // truncated pages mended when memory was last checked
+  std::atomic<uint64_t> control_errors_{0};  // what the barrier kept in
+  EventLoop::Timer hold_timer_, service_timer_, waiter_timer_;
+  EventLoop::Posted lost_engine_;
 
   mutable std::mutex snapshot_mutex_;  // guards snapshot_, baseline_
   Info snapshot_;

@@ -59,10 +59,20 @@ ForwardMode forward_mode(const std::string& name) {
   throw ConfigError("mode=" + name + ": use io, macswap, icmpecho, rxonly or txonly");
 }
 
-Forwarder::Forwarder(EthVhost& a, EthVhost& b, ForwardMode mode, uint32_t burst)
-    : a_(a), b_(b), mode_(mode), burst_(burst) {
+OnFull on_full(const std::string& name) {
+  if (name == "drop") return OnFull::drop;
+  if (name == "retry") return OnFull::retry;
+  throw ConfigError("on_full=" + name + ": use drop or retry");
+}
+
+Forwarder::Forwarder(EthVhost& a, EthVhost& b, ForwardMode mode, uint32_t burst, OnFull on_full)
+    : a_(a), b_(b), mode_(mode), burst_(burst), on_full_(on_full) {
   if (burst < 1 || burst > max_burst) throw ConfigError(format("burst=%u: use 1 to %u", burst, max_burst));
   if (mode == ForwardMode::txonly) filler_ = generated();
+  lanes_[0].resize(a.queues());
+  lanes_[1].resize(b.queues());
+  for (auto& lanes : lanes_)
+    for (Lane& lane : lanes) lane.rows.resize(mode == ForwardMode::icmpecho ? burst : 0);
 }
 
 void Forwarder::run(std::chrono::steady_clock::time_point until) {
@@ -78,32 +88,88 @@ void Forwarder::run(std::chrono::steady_clock::time_point until) {
   } while (std::chrono::steady_clock::now() < until);
 }
 
-void Forwarder::pass(EthVhost& from, EthVhost& to, uint32_t queue) {
-  if (mode_ == ForwardMode::txonly) {
-    to.tx_burst(queue % to.queues(), PacketView::of(filler_));
-    return;
+void Forwarder::finish() noexcept {
+  for (auto& lanes : lanes_) {
+    for (Lane& lane : lanes) {
+      if (lane.view.count == 0) continue;
+      bool serves = false;
+      try {
+        send(lane);
+        serves = lane.target->tx_serves(lane.queue);
+      } catch (...) {  // closed, or another thread sends there
+      }
+      drop(lane, serves);
+    }
   }
-  Burst packets = from.rx_burst(queue, burst_);
-  if (packets.count == 0 || mode_ == ForwardMode::rxonly) return;
-  PacketView view = PacketView::of(packets);
-  EthVhost* target = &to;
-  uint32_t answered[max_burst];
+}
+
+void Forwarder::pass(EthVhost& from, EthVhost& to, uint32_t queue) {
+  if (mode_ == ForwardMode::txonly) return generate(to, queue % to.queues());
+  Lane& lane = lanes_[&from != &a_][queue];
+  if (lane.view.count != 0) send(lane);
+  if (lane.view.count == 0 && receive(lane, from, to, queue)) send(lane);
+}
+
+/// Nothing waits here: a packet comes into being when it is taken.
+void Forwarder::generate(EthVhost& to, uint32_t queue) { side(to).sent += to.tx_burst(queue, PacketView::of(filler_)); }
+
+/// True: there is something to send.
+bool Forwarder::receive(Lane& lane, EthVhost& from, EthVhost& to, uint32_t queue) {
+  lane.packets = from.rx_burst(queue, burst_);
+  Burst& packets = lane.packets;
+  if (packets.count == 0) return false;
+  Side& source = side(from);
+  source.received += packets.count;
+  if (mode_ == ForwardMode::rxonly) {
+    source.consumed += packets.count;
+    packets = {};
+    return false;
+  }
+  lane.view = PacketView::of(packets);
+  lane.target = &to;
   if (mode_ == ForwardMode::macswap) {
     for (uint32_t i = 0; i < packets.count; ++i)
       if (packets.lengths[i] >= eth_header) swap_bytes(packets.row(i), packets.row(i) + 6, 6);
   } else if (mode_ == ForwardMode::icmpecho) {
-    view.count = 0;
-    for (uint32_t i = 0; i < packets.count; ++i) {
-      if (!answer(packets.row(i), packets.lengths[i])) continue;
-      packets.lengths[view.count] = packets.lengths[i];
-      packets.headers[view.count] = {};
-      answered[view.count++] = i;
-    }
-    view.rows = answered;
-    target = &from;
-    if (view.count == 0) return;
+    lane.view.count = answer_requests(lane);
+    lane.view.rows = lane.rows.data();
+    lane.target = &from;
+    source.consumed += packets.count - lane.view.count;
   }
-  target->tx_burst(queue % target->queues(), view);
+  lane.queue = queue % lane.target->queues();
+  if (lane.view.count == 0) packets = {};
+  return lane.view.count != 0;
+}
+
+/// Turns the requests among the packets into answers; how many, lane.rows says where they are.
+uint32_t Forwarder::answer_requests(Lane& lane) const {
+  Burst& packets = lane.packets;
+  uint32_t n = 0;
+  for (uint32_t i = 0; i < packets.count; ++i) {
+    if (!answer(packets.row(i), packets.lengths[i])) continue;
+    packets.lengths[n] = packets.lengths[i];
+    packets.headers[n] = {};
+    lane.rows[n++] = i;
+  }
+  return n;
+}
+
+void Forwarder::send(Lane& lane) {
+  const uint32_t taken = lane.target->tx_burst(lane.queue, lane.view);
+  side(*lane.target).sent += taken;
+  lane.view = lane.view.from(taken);
+  if (lane.view.count == 0) {
+    lane.packets = {};
+  } else if (const bool serves = lane.target->tx_serves(lane.queue); !serves || on_full_ == OnFull::drop) {
+    drop(lane, serves);
+  }
+}
+
+void Forwarder::drop(Lane& lane, bool serves) noexcept {
+  Side& to = side(*lane.target);
+  (serves ? to.dropped_full : to.dropped_down) += lane.view.count;
+  lane.view = {};
+  lane.packets = {};
 }
 
 Burst Forwarder::generated() const {

@@ -65,6 +65,11 @@ class InFlightList {
     entry.block.reset();
     ++first_;
   }
+  /// Forgets everything; the blocks that copies may still read stay taken for ever.
+  void abandon() noexcept {
+    for (; !empty(); ++first_) front().block.leak();
+    first_ = last_ = first_copy_ = last_copy_ = 0;
+  }
   /// Makes the copies of an entry that the engine has given back.
   void copy_by_cpu(const Entry& entry) const {
     for (uint32_t i = 0; i < entry.copies; ++i) {

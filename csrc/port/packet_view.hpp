@@ -28,6 +28,20 @@ struct PacketView {
   uint32_t length(uint32_t i) const { return lengths[entry(i)]; }
   const virtio::NetHeader& header(uint32_t i) const { return headers[entry(i)]; }
 
+  /// Without the first n packets.
+  PacketView from(uint32_t n) const {
+    PacketView rest = *this;
+    rest.count -= n;
+    rest.lengths += entry(n);
+    rest.headers += entry(n);
+    if (rows) {
+      rest.rows += entry(n);
+    } else {
+      rest.data += entry(n) * ptrdiff_t{stride};
+    }
+    return rest;
+  }
+
   static PacketView of(const virtio::Burst& burst) {
     return {burst.data, burst.stride, burst.count, 1, nullptr, burst.lengths, burst.headers, &burst.block};
   }

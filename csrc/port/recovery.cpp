@@ -1,7 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "port/recovery.hpp"
 
+#include <cstdio>
+#include <exception>
+
 namespace vhost_ioat::port {
+
+void Recovery::keep_why(const dma::DmaEngine& engine) noexcept {
+  try {
+    std::snprintf(why_, sizeof why_, "%s", engine.failed() ? engine.why().c_str() : "no progress for 200 ms");
+  } catch (const std::exception&) {  // no memory for a sentence
+    std::snprintf(why_, sizeof why_, "it halted");
+  }
+}
 
 Recovery::Outcome Recovery::step(dma::DmaEngine& engine, Time now) {
   using dma::Step;

@@ -2,7 +2,6 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
-#include <string>
 
 #include "dma/engine.hpp"
 
@@ -39,22 +38,24 @@ class Recovery {
   }
 
   enum class Outcome : uint8_t {
+    none,
     working,    // call again
     recovered,  // stopped, everything handed back, and ready for new copies
     given_up,   // stopped and handed back; the engine is not to be used any more
     lost,       // it could not even be revoked: it may still write, so its memory must never be reused
   };
   bool active() const { return rung_ != Rung::none; }
-  void begin(Time now, std::string why) {
-    why_ = std::move(why);
+  void begin(Time now, const dma::DmaEngine& engine) noexcept {
+    keep_why(engine);
     failures_ = now - last_failure_ > forgiven_after ? 1 : failures_ + 1;
     last_failure_ = now;
     climb_to(Rung::suspend, now);
   }
-  const std::string& why() const { return why_; }
+  const char* why() const { return why_; }
   Outcome step(dma::DmaEngine& engine, Time now);
 
  private:
+  void keep_why(const dma::DmaEngine& engine) noexcept;
   enum class Rung : uint8_t { none, suspend, reset, revoke };
   void climb_to(Rung rung, Time now) {
     rung_ = rung;
@@ -68,7 +69,7 @@ class Recovery {
   Time rung_since_{};
   Time last_failure_{};
   uint32_t failures_ = 0;
-  std::string why_;
+  char why_[160] = {};
 };
 
 }  // namespace vhost_ioat::port

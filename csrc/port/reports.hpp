@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <atomic>
+#include <cstdint>
 #include <deque>
+#include <exception>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -11,7 +14,7 @@ namespace vhost_ioat::port {
 
 /// Something a user of the port may want to know. queue is -1 when it concerns the whole port.
 struct Event {
-  std::string kind;  // "link", "queue", "engine", "peer"
+  std::string kind;  // "link", "queue", "engine", "peer", "control", "port"
   int queue = -1;
   bool rx = false;
   bool enabled = false;
@@ -23,19 +26,26 @@ struct LogLine {
   std::string text;
 };
 
-/// Events and log lines on their way from the control thread to the user: bounded, the oldest are dropped first.
+/// Events and log lines on their way from the control thread to the user: bounded, the oldest are dropped first. When
+/// there is no memory even for an event, it is counted as lost.
 class Reports {
  public:
   static constexpr size_t capacity = 1024;
+  static constexpr size_t longest = 768;  // bytes of a text
   static constexpr int info = 20, warning = 30, error = 40;
 
-  void add(Event event, int level) {
+  void add(const char* kind, int queue, bool rx, bool enabled, int level, const char* text) noexcept {
     std::lock_guard lock(mutex_);
-    if (level >= warning) last_error_ = event.text;
-    push(log_, {level, event.text});
-    push(events_, std::move(event));
+    try {
+      if (level >= warning) last_error_ = text;
+      push(log_, {level, text});
+      push(events_, {kind, queue, rx, enabled, text});
+    } catch (const std::exception&) {
+      lost_.fetch_add(1, std::memory_order_relaxed);
+    }
     eventfd_signal(fd_.get());
   }
+  uint64_t lost() const noexcept { return lost_.load(std::memory_order_relaxed); }
   std::vector<Event> take_events() {
     std::lock_guard lock(mutex_);
     eventfd_clear(fd_.get());
@@ -67,6 +77,7 @@ class Reports {
   std::deque<Event> events_;
   std::deque<LogLine> log_;
   std::string last_error_;
+  std::atomic<uint64_t> lost_{0};
   UniqueFd fd_ = make_eventfd();
 };
 

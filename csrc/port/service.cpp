@@ -2,157 +2,215 @@
 // What the control thread does for queues whose callers may never come back: completions, recovery, reports.
 #include <algorithm>
 
-#include "base/error.hpp"
+#include "base/budget.hpp"
 #include "memory/guest_mapping.hpp"
 #include "memory/sigbus.hpp"
-#include "port/arenas.hpp"
 #include "port/eth_vhost.hpp"
 
 namespace vhost_ioat::port {
 
 namespace {
 constexpr auto service_interval = std::chrono::microseconds(500);
-constexpr uint32_t most_at_once = 64;  // packets, so that a caller is never kept out for long
+/// A device that has not been stopped by then never will be: each rung of the ladder has its own, shorter time.
+constexpr auto longest_step = std::chrono::seconds(5);
 }  // namespace
 
-void EthVhost::service() {
+void EthVhost::service() noexcept {
   check_memory();
-  bool again = false;
-  for (uint32_t q = 0; q < config_.queues; ++q) {
+  const auto turn_ends = EventLoop::Clock::now() + budget::time_a_turn;
+  bool again = false, watched = false;
+  for (uint32_t looked = 0; looked < config_.queues; ++looked) {
+    if (looked != 0 && EventLoop::Clock::now() >= turn_ends) {  // the rest after the other ports had their turn
+      service_timer_.arm(EventLoop::Clock::now());
+      return;
+    }
+    const uint32_t q = next_serviced_;
+    next_serviced_ = (q + 1) % config_.queues;
     again |= service_tx(q);
     again |= service_rx(q);
+    watched |= watch_for_waiter(q);
   }
+  if (watched) waiter_timer_.arm_after(budget::kick_poll_interval);
   if (!again) {
     // Sleep, unless a burst left something behind while we looked.
     control_awake_.store(false, std::memory_order_relaxed);
     std::atomic_thread_fence(std::memory_order_seq_cst);  // pairs with the one in wake_control()
     for (uint32_t q = 0; q < config_.queues; ++q)
-      again |= txqs_[q]->pending_packets() != 0 || txqs_[q]->needs_attention() || rxqs_[q]->needs_attention();
+      again |= txqs_[q]->unfinished() || txqs_[q]->needs_attention() || rxqs_[q]->needs_attention();
     again |= memory::times_mended() != mended_seen_.load(std::memory_order_relaxed);
     if (!again || control_awake_.exchange(true, std::memory_order_relaxed)) return;
   }
-  loop_->cancel(service_timer_);
-  service_timer_ = loop_->call_at(EventLoop::Clock::now() + service_interval, [this] {
-    service_timer_ = 0;
-    service();
-  });
+  service_timer_.arm_after(service_interval);
 }
 
 /// Returns whether there is more to come.
-bool EthVhost::service_tx(uint32_t queue) {
+bool EthVhost::service_tx(uint32_t queue) noexcept {
   TxQueue& txq = *txqs_[queue];
   Owner& owner = txq.owner();
   if (holding_[2 * queue] || closed()) return false;  // whoever holds the queue also drains it
-  if (!owner.held()) {                                // else it is a recovery that goes on
+  if (engine_busy(queue)) return true;                // and it stays held
+  if (!owner.held()) {                                // else it is something that goes on
     // A caller inside is reaping itself. A failed engine or a broken ring is ours to see to.
-    if (txq.pending_packets() == 0 && !txq.needs_attention()) return false;
+    if (!txq.unfinished() && !txq.needs_attention()) return false;
     if (!(txq.needs_attention() ? owner.try_take() : owner.try_slip_in())) return true;
   }
-  const auto now = EventLoop::Clock::now();
   report_fault(txq, queue, false);
-  if (txq.take_maps_wanted()) map_arenas(queue);
-  const bool recovering = recover(queue, now);
-  txq.reap(most_at_once);
-  const bool again = recovering || !txq.idle();
-  if (recovering) return true;  // the queue stays held: its tx_burst returns 0
+  if (txq.take_maps_wanted() && engines_[queue] && engines_[queue]->map_arenas()) return true;
+  if (recover(queue, EventLoop::Clock::now())) return true;  // the queue stays held: its tx_burst returns 0
+  txq.reap(budget::packets_a_visit);
+  const bool again = !txq.idle();
   const bool due = txq.running() && txq.kick_due();
   owner.give_back();
   if (due) txq.kick(txq.counters);
   return again;
 }
 
-bool EthVhost::service_rx(uint32_t queue) {
+bool EthVhost::service_rx(uint32_t queue) noexcept {
   RxQueue& rxq = *rxqs_[queue];
-  const bool rarp = queue == 0 && !rarp_.empty();
+  RxInterrupt& interrupt = *interrupts_[queue];
+  const bool rarp = queue == 0 && rarp_waits_;
   if (!rarp && !rxq.needs_attention()) return false;
   if (holding_[2 * queue + 1] || closed()) return false;  // the session has it; a fault ends with the next setup
   if (!rxq.owner().try_take()) return true;
   report_fault(rxq, queue, true);
   if (rarp) {
     rxq.inject(rarp_.data(), static_cast<uint32_t>(rarp_.size()));
-    rarp_.clear();
+    rarp_waits_ = false;
   }
+  interrupt.wanted() ? static_cast<void>(rxq.enable_kicks()) : rxq.disable_kicks();
   rxq.owner().give_back();
+  if (interrupt.wanted()) interrupt.wake();
   return false;
+}
+
+/// Looks at a ring without a kick fd for somebody who waits for packets. Returns whether there is such a one.
+bool EthVhost::watch_for_waiter(uint32_t queue) noexcept {
+  RxQueue& rxq = *rxqs_[queue];
+  RxInterrupt& interrupt = *interrupts_[queue];
+  if (!interrupt.wanted() || !rxq.running() || interrupt.has_kick() || closed()) return false;
+  if (holding_[2 * queue + 1] || !rxq.owner().try_slip_in()) return true;
+  const bool waiting = rxq.packets_wait();
+  rxq.owner().give_back();
+  if (waiting) interrupt.wake();
+  return true;
 }
 
 /// One step towards an empty queue that is held. True: nothing is in flight.
-bool EthVhost::drain_step(uint32_t queue) {
+bool EthVhost::drain_step(uint32_t queue) noexcept {
   TxQueue& txq = *txqs_[queue];
-  if (txq.idle() && !engines_[queue].recovery.active() && !txq.engine_failed()) return true;
-  recover(queue, EventLoop::Clock::now());
+  if (engine_busy(queue) || recover(queue, EventLoop::Clock::now())) return false;
+  if (txq.idle()) return true;
   txq.reap();
   if (txq.running() && txq.kick_due()) txq.kick(txq.counters);
-  return txq.idle() && !engines_[queue].recovery.active();
+  return txq.idle();
 }
 
-/// Sees to a failed or stuck engine of a held queue. True: not through with it.
-bool EthVhost::recover(uint32_t queue, Recovery::Time now) {
-  TxQueue& txq = *txqs_[queue];
-  Engine& state = engines_[queue];
-  dma::DmaEngine* engine = txq.engine();
-  if (!engine || !txq.offloading()) return false;
-  Recovery& recovery = state.recovery;
-  if (!recovery.active()) {
-    const bool stuck = recovery.stuck(now, txq.polls(), engine->stats().completed, engine->outstanding() != 0);
-    if (!engine->failed() && !stuck) return false;
-    recovery.begin(now, engine->failed() ? engine->why() : "no progress for 200 ms");
-    say("engine", static_cast<int>(queue), false, true, Reports::warning,
-        format("tx queue %u: engine %s failed: %s; its copies will be made by the CPU", queue,
-               engine->capabilities().name.c_str(), recovery.why().c_str()));
-  }
-  switch (recovery.step(*engine, now)) {
-    case Recovery::Outcome::working:
-      return true;
-    case Recovery::Outcome::recovered:
-      txq.reap();
-      say("engine", static_cast<int>(queue), false, true, Reports::info,
-          format("tx queue %u: engine %s works again", queue, engine->capabilities().name.c_str()));
-      return false;
-    case Recovery::Outcome::given_up:
-      txq.reap();
-      txq.disable_engine();
-      state.state = "given up";
-      say("engine", static_cast<int>(queue), false, false, Reports::error,
-          format("tx queue %u: engine %s is given up (%s); from now on the CPU copies", queue,
-                 engine->capabilities().name.c_str(), recovery.why().c_str()));
-      return false;
-    case Recovery::Outcome::lost:
-      abandon(queue);
-      return false;
-  }
+// --- Engines, as far as they are waited for
+
+/// Is the helper at work for the engine of this queue? One that has not stopped its engine for too long is not waited
+/// for any more.
+bool EthVhost::engine_busy(uint32_t queue) noexcept {
+  EngineSlot* slot = engines_[queue].get();
+  if (!slot || !slot->busy()) return false;
+  if (!slot->recovering() || EventLoop::Clock::now() - slot->busy_since() < longest_step) return true;
+  abandon(queue);
   return false;
 }
 
-/// The engine could not even be stopped: what it may still write to is never used again, on purpose.
-void EthVhost::abandon(uint32_t queue) {
-  TxQueue& txq = *txqs_[queue];
-  for (auto& mapping : engines_[queue].guest) mapping->leak();
-  engines_[queue].state = "lost";
-  engines_[queue].guest.clear();
-  const std::string name = txq.engine()->capabilities().name;
-  txq.abandon();
-  [[maybe_unused]] auto* never_freed = new auto(std::move(engines_[queue].arenas));
-  engines_[queue].arenas.clear();
-  say("engine", static_cast<int>(queue), false, false, Reports::error,
-      format("tx queue %u: engine %s could not be stopped; the session is closed and its memory stays mapped", queue,
-             name.c_str()));
-  if (!endpoint_) return;  // close() is taking the queues: nobody is left to drop, and the port may be gone soon
-  loop_->post([this] {
-    if (endpoint_) endpoint_->drop_peer("its DMA engine could not be stopped");
-  });
+bool EthVhost::engine_recovers(uint32_t queue) noexcept {
+  EngineSlot* slot = engines_[queue].get();
+  return slot && !slot->busy() && slot->recovery().active();
 }
 
-void EthVhost::report_fault(VringQueue& vring, uint32_t queue, bool rx) {
+/// Sees to a failed or stuck engine of a held queue. True: a step of it has begun.
+bool EthVhost::recover(uint32_t queue, Recovery::Time now) noexcept {
+  TxQueue& txq = *txqs_[queue];
+  EngineSlot* slot = engines_[queue].get();
+  if (!slot || !slot->engine() || !txq.offloading()) return false;
+  const dma::DmaEngine& engine = *slot->engine();
+  Recovery& recovery = slot->recovery();
+  if (!recovery.active()) {
+    const bool stuck = recovery.stuck(now, txq.polls(), engine.stats().completed, engine.outstanding() != 0);
+    if (!engine.failed() && !stuck) return false;
+    recovery.begin(now, engine);
+    report("engine", static_cast<int>(queue), false, true, Reports::warning,
+           "tx queue %u: engine %s failed: %s; its copies will be made by the CPU", queue,
+           engine.capabilities().name.c_str(), recovery.why());
+  }
+  slot->step_recovery(now);
+  return true;
+}
+
+/// The helper has ended a job. The queue is still held; whoever held it goes on by its timer.
+void EthVhost::engine_ended(uint32_t queue) noexcept {
+  if (closing_ && engines_end_) return;
+  EngineSlot& slot = *engines_[queue];
+  TxQueue& txq = *txqs_[queue];
+  const char* const name = slot.engine()->capabilities().name.c_str();
+  const EngineSlot::Outcome outcome = slot.take_outcome();
+  for (const std::string& refused : outcome.refused) {
+    report("engine", static_cast<int>(queue), false, true, Reports::warning, "tx queue %u: %s cannot reach %s", queue,
+           name, refused.c_str());
+  }
+  switch (outcome.recovery) {
+    case Recovery::Outcome::none:
+    case Recovery::Outcome::working:
+      return;
+    case Recovery::Outcome::recovered:
+      txq.reap();
+      return report("engine", static_cast<int>(queue), false, true, Reports::info, "tx queue %u: engine %s works again",
+                    queue, name);
+    case Recovery::Outcome::given_up:
+      txq.reap();
+      txq.disable_engine();
+      slot.set_state("given up");
+      return report("engine", static_cast<int>(queue), false, false, Reports::error,
+                    "tx queue %u: engine %s is given up (%s); from now on the CPU copies", queue, name,
+                    slot.recovery().why());
+    case Recovery::Outcome::lost:
+      return abandon(queue);
+  }
+}
+
+/// The engine could not even be stopped: what it may still write to is never used again, on purpose.
+void EthVhost::abandon(uint32_t queue) noexcept {
+  report("engine", static_cast<int>(queue), false, false, Reports::error,
+         "tx queue %u: engine %s could not be stopped; the session is closed and its memory stays mapped", queue,
+         engines_[queue]->engine()->capabilities().name.c_str());
+  engines_[queue]->leak();
+  txqs_[queue]->abandon();
+  engines_[queue].reset();
+  // Later: the session may be the one that waits for this queue. At close() there is none any more.
+  if (!closing_) lost_engine_.post();
+}
+
+namespace {
+/// What `text` makes; nothing when there is no memory for it: it is said all the same that there was something.
+template <typename Text>
+std::string said(Text&& text) noexcept {
+  try {
+    return text();
+  } catch (const std::exception&) {
+    return {};
+  }
+}
+}  // namespace
+
+/// Says what the queue could not say itself: notices, and what broke its ring.
+void EthVhost::report_fault(VringQueue& vring, uint32_t queue, bool rx) noexcept {
+  vring.notices().take([&](Notice::Kind kind, const Notice& notice) {
+    report("peer", static_cast<int>(queue), rx, true, Reports::warning, "%s queue %u: %s", rx ? "rx" : "tx", queue,
+           said([&] { return Notice::text(kind, notice); }).c_str());
+  });
   if (!vring.take_fault_report()) return;
   vring.signal_error();
-  say("peer", static_cast<int>(queue), rx, false, Reports::warning,
-      format("%s queue %u is broken until the front end restarts it: %s", rx ? "rx" : "tx", queue,
-             vring.ring().fault().text().c_str()));
+  report("peer", static_cast<int>(queue), rx, false, Reports::warning,
+         "%s queue %u is broken until the front end restarts it: %s", rx ? "rx" : "tx", queue,
+         said([&] { return vring.ring().fault().text(); }).c_str());
 }
 
 /// Drops a peer that has truncated the memory it gave us.
-void EthVhost::check_memory() {
+void EthVhost::check_memory() noexcept {
   const uint64_t mended = memory::times_mended();
   if (mended == mended_seen_.load(std::memory_order_relaxed)) return;
   mended_seen_.store(mended, std::memory_order_relaxed);

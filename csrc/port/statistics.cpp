@@ -81,10 +81,17 @@ EthVhost::XStats EthVhost::raw_xstats() const {
   };
   for (uint32_t q = 0; q < config_.queues; ++q) {
     const std::string prefix = format("rx_q%u_", q);
-    const QueueCounters& c = rxqs_[q]->counters;
+    const RxCounters& c = rxqs_[q]->counters;
     common(prefix, c);
     all.emplace_back(prefix + "missed_packets", c.missed.get());
     all.emplace_back(prefix + "mbuf_alloc_failed", c.nombuf.get());
+    all.emplace_back(prefix + "nombuf_dropped", c.nombuf_dropped.get());
+    all.emplace_back(prefix + "empty_dropped", c.empty_dropped.get());
+    all.emplace_back(prefix + "oversize_dropped", c.oversize_dropped.get());
+    all.emplace_back(prefix + "pieces_dropped", c.pieces_dropped.get());
+    all.emplace_back(prefix + "header_dropped", c.header_dropped.get());
+    all.emplace_back(prefix + "gso_dropped", c.gso_dropped.get());
+    all.emplace_back(prefix + "gso_no_csum_dropped", c.gso_no_csum_dropped.get());
   }
   for (uint32_t q = 0; q < config_.queues; ++q) {
     const std::string prefix = format("tx_q%u_", q);
@@ -92,6 +99,8 @@ EthVhost::XStats EthVhost::raw_xstats() const {
     common(prefix, c);
     all.emplace_back(prefix + "oversize_dropped", c.oversize_dropped.get());
     all.emplace_back(prefix + "gso_dropped", c.gso_dropped.get());
+    all.emplace_back(prefix + "short_buffers", c.short_buffers.get());
+    all.emplace_back(prefix + "engine_lost", c.engine_lost.get());
     all.emplace_back(prefix + "cpu_bytes", c.cpu_bytes.get());
     const std::string dma = prefix + "dma_";
     all.emplace_back(dma + "submitted", c.dma_submitted.get());
@@ -107,6 +116,9 @@ EthVhost::XStats EthVhost::raw_xstats() const {
     all.emplace_back(dma + "fallback_address", c.fallback_address.get());
     all.emplace_back(dma + "fallback_disabled", c.fallback_disabled.get());
   }
+  all.emplace_back("control_errors", control_errors_.load(std::memory_order_relaxed));
+  all.emplace_back("events_lost", reports_.lost());
+  all.emplace_back("rarp_lost", rarp_lost_.get() + rxqs_[0]->counters.rarp_lost.get());
   return all;
 }
 
@@ -154,13 +166,15 @@ EthVhost::Info EthVhost::info() {
         if (ours) queue.owner().give_back();
       }
       for (uint32_t q = 0; q < config_.queues; ++q) {
-        dma::DmaEngine* engine = txqs_[q]->engine();
-        if (!engine) continue;
-        const dma::Capabilities& can = engine->capabilities();
-        info.engines.push_back({q, can.name, can.description, can.hardware, txqs_[q]->offloading(), engines_[q].state});
+        if (q >= engines_.size() || !engines_[q]) continue;
+        const dma::Capabilities& can = engines_[q]->engine()->capabilities();
+        info.engines.push_back(
+            {q, can.name, can.description, can.hardware, txqs_[q]->offloading(), engines_[q]->state()});
       }
     });
   }
+  for (uint32_t q = 0; q < config_.queues; ++q)
+    info.mempools.push_back({q, arenas_[q]->size(), arenas_[q]->bytes_in_use(), arenas_[q]->largest_free()});
   info.last_error = reports_.last_error();
   return info;
 }

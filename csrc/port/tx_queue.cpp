@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <tuple>
 
 #include "base/copy.hpp"
 #include "virtio/net_header.hpp"
@@ -26,7 +25,7 @@ inline void write_plain_header(uint8_t* to, uint32_t header_size) noexcept {
 }
 }  // namespace
 
-void TxQueue::set_engine(std::unique_ptr<dma::DmaEngine> engine, uint32_t threshold, Publish publish,
+void TxQueue::set_engine(std::shared_ptr<dma::DmaEngine> engine, uint32_t threshold, Publish publish,
                          memory::Block slots) {
   engine_ = std::move(engine);
   threshold_ = threshold;
@@ -35,27 +34,47 @@ void TxQueue::set_engine(std::unique_ptr<dma::DmaEngine> engine, uint32_t thresh
   offload_ = engine_ != nullptr;
 }
 
-void TxQueue::setup(RingSetup setup) {
-  const uint32_t size = setup.size;
-  const bool running = setup.running;
-  setup_ring(std::move(setup));
-  if (!running) return;
-  ready_ = ring_.used_next();
-  // A packet of n bytes has at most n pieces; this many serve any sane layout, and a packet in more is dropped.
-  pieces_.resize(size + extra_pieces);
-  copies_.resize(pieces_.size());
-  heads_.resize(size);
+TxQueue::Scratch TxQueue::prepare(uint32_t ring_size) const {
+  Scratch scratch;
+  scratch.pieces.resize(budget::pieces_of_packet(ring_size));
+  scratch.heads.resize(ring_size);
+  if (!engine_) return scratch;
+  scratch.copies.resize(scratch.pieces.size());
   // An entry takes at least one buffer, but for the index writes: one a burst, so never more than packets.
-  in_flight_.resize(2 * size, engine_ ? std::max(engine_->capabilities().ring_size, 64u) : 1);
+  scratch.in_flight.resize(2 * ring_size, std::max(engine_->capabilities().ring_size, 64u));
+  return scratch;
 }
 
-void TxQueue::abandon() {
-  [[maybe_unused]] auto* never_freed =
-      new std::tuple(std::move(engine_), std::move(in_flight_), std::move(index_slots_), std::move(memory_));
-  in_flight_ = {};
+/// As for an rx queue, a ring that starts anew in its old place may be given none.
+void TxQueue::setup(RingSetup setup, Scratch scratch) noexcept {
+  if (!setup_ring(std::move(setup)) && running()) return;  // it goes on
+  ready_ = ring_.used_next();
+  if (!running() || !scratch.pieces.empty()) {
+    pieces_ = std::move(scratch.pieces);
+    copies_ = std::move(scratch.copies);
+    heads_ = std::move(scratch.heads);
+    in_flight_ = std::move(scratch.in_flight);
+  }
+  lack_ = {};
+  if (!running()) notices_.reset();
+}
+
+void TxQueue::setup(RingSetup setup) {
+  Scratch scratch = prepare(setup.size);
+  this->setup(std::move(setup), std::move(scratch));
+}
+
+/// What the engine may still touch is the slot's to keep; the ring's memory and the block are leaked here.
+void TxQueue::abandon() noexcept {
+  in_flight_.abandon();
+  index_slots_.leak();
+  memory_.reset();
+  engine_.reset();
   offload_ = running_ = false;
   index_writes_ = unpublished_ = 0;
+  counters.engine_lost.add(pending_packets());
   pending_packets_.store(0, std::memory_order_relaxed);
+  unfinished_.store(false, std::memory_order_relaxed);
 }
 
 uint32_t TxQueue::enqueue(const PacketView& view) noexcept {
@@ -64,11 +83,14 @@ uint32_t TxQueue::enqueue(const PacketView& view) noexcept {
   if (!in_flight_.empty()) reap();
   if (engine_failed()) return 0;  // until the control thread has stopped the engine, and copied what it did not
   reads_block_ = nullptr;
+  steps_left_ = budget::steps_of_call(ring_.size());
+  got_somewhere_ = false;
   Tally tally;
   uint32_t taken = 0;
   for (;;) {
     taken += enqueue_simple(view, taken, tally);
     if (taken == view.count) break;
+    got_somewhere_ |= taken != 0;
     const uint32_t len = view.length(taken);
     const Fate fate = enqueue_any(view, taken, len);
     if (fate == Fate::stays) break;
@@ -159,7 +181,8 @@ TxQueue::Fate TxQueue::enqueue_any(const PacketView& view, uint32_t i, uint32_t 
     counters.gso_dropped.add(1);
     return Fate::dropped;
   }
-  const Fit fit = reserve(header_size_ + len);
+  Fit fit = reserve(header_size_ + len);
+  for (; fit == Fit::short_buffer; fit = reserve(header_size_ + len)) give_back_short_buffer();
   if (fit == Fit::never) counters.oversize_dropped.add(1);
   if (fit != Fit::ok) return fit == Fit::never ? Fate::dropped : Fate::stays;
 
@@ -189,16 +212,21 @@ TxQueue::Fate TxQueue::enqueue_any(const PacketView& view, uint32_t i, uint32_t 
 /// Looks for buffers of `need` bytes and changes nothing in the ring.
 TxQueue::Fit TxQueue::reserve(uint32_t need) noexcept {
   const bool mergeable = features_.has(Feature::MRG_RXBUF);
+  if (lack_.heads != 0 && known_to_lack(need)) return ring_.fault() ? Fit::fault : Fit::no_buffer;
   uint32_t found = 0, available = ring_.available();
   piece_count_ = head_count_ = 0;
   while (found < need) {
     if (head_count_ == ring_.used_room() && head_count_ != ring_.size()) return Fit::no_buffer;
-    if (head_count_ >= available && head_count_ >= (available = ring_.look_again()))
-      return ring_.fault() ? Fit::fault : head_count_ == ring_.size() ? Fit::never : Fit::no_buffer;
+    if (head_count_ >= available && head_count_ >= (available = ring_.look_again())) {
+      if (ring_.fault()) return Fit::fault;
+      if (head_count_ == ring_.size()) return Fit::never;
+      lack_ = {head_count_, found, ring_.last_avail()};
+      return Fit::no_buffer;
+    }
     const uint16_t head = ring_.head(head_count_);
     const uint32_t before = found;
     bool too_many_pieces = false;
-    const bool walked = ring_.walk(head, *memory_, hint_, [&](uint64_t addr, uint32_t len, bool writable) {
+    const bool walked = ring_.walk(head, *memory_, hint_, steps_left_, [&](uint64_t addr, uint32_t len, bool writable) {
       if (!writable) {
         ring_.set_fault({Fault::Kind::direction, head, 0});
         return false;
@@ -208,9 +236,11 @@ TxQueue::Fit TxQueue::reserve(uint32_t need) noexcept {
       if (piece_count_ == pieces_.size()) {
         n = 0;
       } else if (uint8_t* host = memory_->translate(addr, len, hint_)) {
+        __builtin_prefetch(host, 1);
         pieces_[piece_count_] = {host, len};
       } else {
         n = memory_->pieces(addr, len, std::span(pieces_).subspan(piece_count_));
+        steps_left_ -= std::min(steps_left_, static_cast<uint32_t>(n));
       }
       if (n == 0) {
         too_many_pieces = pieces_.size() - piece_count_ < memory::RegionTable::max_regions;
@@ -224,9 +254,37 @@ TxQueue::Fit TxQueue::reserve(uint32_t need) noexcept {
     if (!walked || ring_.fault()) return Fit::fault;
     if (too_many_pieces) return Fit::never;
     heads_[head_count_++] = {head, found - before};
-    if (!mergeable && found < need) return Fit::never;
+    if (found >= need) break;
+    if (steps_left_ == 0) return out_of_steps(need);
+    // A buffer that cannot hold the smallest packet would be found too short for every packet, for ever. Merged ones
+    // need room for the header only (VIRTIO 1.2, 5.1.6.3.1), and only the first one holds it.
+    if (head_count_ == 1 && found < least_buffer()) return Fit::short_buffer;
+    if (!mergeable) return Fit::never;
   }
   return Fit::ok;
+}
+
+/// The call has walked as far as it may. If that was all for its first packet, the next call would do no better.
+TxQueue::Fit TxQueue::out_of_steps(uint32_t need) noexcept {
+  if (got_somewhere_) return Fit::no_buffer;
+  ring_.set_fault({Fault::Kind::walk, budget::steps_of_call(ring_.size()), need});
+  return Fit::fault;
+}
+
+/// The buffers are those that were too few before.
+bool TxQueue::known_to_lack(uint32_t need) noexcept {
+  if (lack_.from == ring_.last_avail() && lack_.heads == ring_.look_again()) return need > lack_.bytes;
+  lack_ = {};
+  return static_cast<bool>(ring_.fault());
+}
+
+void TxQueue::give_back_short_buffer() noexcept {
+  counters.short_buffers.add(1);
+  notices_.add(Notice::Kind::short_buffer, heads_[0].written, least_buffer());
+  ring_.push_used(heads_[0].head, 0);
+  ring_.consume(1);
+  finish_packets({});  // in its place among what is in flight
+  got_somewhere_ = true;
 }
 
 /// Writes small things (headers, a checksum) at an offset of the reserved pieces.
@@ -336,6 +394,7 @@ void TxQueue::finish_burst(const PacketView& view, RingIndex published_before) n
     counters.dma_inflight_max.raise_to(pending_packets());
     note_engine_stats();
   }
+  unfinished_.store(!in_flight_.empty(), std::memory_order_relaxed);
   if (ring_.published() != published_before) notify(counters);
 }
 
@@ -390,6 +449,7 @@ uint32_t TxQueue::reap(uint32_t limit) noexcept {
   publish_by_cpu();
   if (index_writes_ == 0) packets += std::exchange(unpublished_, 0);
   pending_packets_.store(pending_packets_.load(std::memory_order_relaxed) - packets, std::memory_order_relaxed);
+  unfinished_.store(!in_flight_.empty(), std::memory_order_relaxed);
   note_engine_stats();
   return packets;
 }

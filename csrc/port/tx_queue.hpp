@@ -10,6 +10,7 @@
 #include "port/in_flight.hpp"
 #include "port/packet_view.hpp"
 #include "port/vring_queue.hpp"
+#include "virtio/net_header.hpp"
 
 namespace vhost_ioat::port {
 
@@ -22,8 +23,11 @@ enum class Publish : uint8_t { cpu, dma };
 class TxQueue : public VringQueue {
  public:
   // ---- control path: queue held -------------------------------------------------------------------------------
-  void set_engine(std::unique_ptr<dma::DmaEngine> engine, uint32_t threshold, Publish publish, memory::Block slots);
-  /// Nothing may be in flight.
+  void set_engine(std::shared_ptr<dma::DmaEngine> engine, uint32_t threshold, Publish publish, memory::Block slots);
+  struct Scratch;
+  /// What a ring of this size needs, beside the engine if there is one; may throw. Needs no hold.
+  Scratch prepare(uint32_t ring_size) const;
+  void setup(RingSetup setup, Scratch scratch) noexcept;
   void setup(RingSetup setup);
   void set_threshold(uint32_t bytes) { threshold_ = bytes; }
   dma::DmaEngine* engine() { return engine_.get(); }
@@ -31,7 +35,7 @@ class TxQueue : public VringQueue {
   void disable_engine() { offload_ = false; }
   bool offloading() const { return offload_; }
   /// Drops the engine and all that it may still touch without freeing any of it; the ring runs no more.
-  void abandon();
+  void abandon() noexcept;
   /// A copy was refused because its memory was not mapped: true once after each time.
   bool take_maps_wanted() { return std::exchange(maps_wanted_, false); }
 
@@ -46,17 +50,28 @@ class TxQueue : public VringQueue {
   bool engine_failed() const { return offload_ && engine_->failed(); }  // one given up is no concern any more
   /// Readable by any thread: packets enqueued and not published.
   uint32_t pending_packets() const { return pending_packets_.load(std::memory_order_relaxed); }
+  /// Readable by any thread: something is in flight, packets or buffers given back after some.
+  bool unfinished() const { return unfinished_.load(std::memory_order_relaxed); }
   uint64_t polls() const { return polls_; }
+  /// Of the last enqueue(): descriptors of chains and region borders (budget::steps_of_call).
+  uint32_t steps() const { return budget::steps_of_call(ring_.size()) - steps_left_; }
 
   TxCounters counters;
 
  private:
-  enum class Fit : uint8_t { ok, no_buffer, never, fault };
+  enum class Fit : uint8_t { ok, no_buffer, never, short_buffer, fault };
   enum class Fate : uint8_t { sent, dropped, stays };
 
   uint32_t enqueue_simple(const PacketView& view, uint32_t i, Tally& tally) noexcept;
   Fate enqueue_any(const PacketView& view, uint32_t i, uint32_t len) noexcept;
   Fit reserve(uint32_t need) noexcept;
+  Fit out_of_steps(uint32_t need) noexcept;
+  bool known_to_lack(uint32_t need) noexcept;
+  void give_back_short_buffer() noexcept;
+  /// Bytes that a buffer must hold to be of use to the smallest packet; a merged one, to its header.
+  uint32_t least_buffer() const {
+    return header_size_ + (features_.has(virtio::Feature::MRG_RXBUF) ? 0 : virtio::least_packet);
+  }
   void write_at(uint32_t offset, const void* bytes, uint32_t len) noexcept;
   void copy_payload(const PacketView& view, const uint8_t* packet, uint32_t len, bool by_cpu) noexcept;
   bool may_offload(const PacketView& view) noexcept;
@@ -72,7 +87,7 @@ class TxQueue : public VringQueue {
   void publish_by_cpu() noexcept;
   void count_refusal(dma::Refusal why) noexcept;
 
-  std::unique_ptr<dma::DmaEngine> engine_;
+  std::shared_ptr<dma::DmaEngine> engine_;
   bool offload_ = false, maps_wanted_ = false;
   uint32_t threshold_ = UINT32_MAX;
   Publish publish_ = Publish::cpu;
@@ -86,6 +101,15 @@ class TxQueue : public VringQueue {
   bool packet_in_flight_ = false;               // hand_to_engine() has made an entry for the current packet
   uint64_t polls_ = 0;
   std::atomic<uint32_t> pending_packets_{0};
+  std::atomic<bool> unfinished_{false};
+
+  uint32_t steps_left_ = 0;     // of this enqueue()
+  bool got_somewhere_ = false;  // this enqueue() has taken a packet, or given back a buffer
+  /// All the buffers there were, and how much they hold together: not looked at again until there are more.
+  struct Lack {
+    uint32_t heads = 0, bytes = 0;
+    RingIndex from;
+  } lack_;
 
   struct Taken {
     uint16_t head;
@@ -97,6 +121,13 @@ class TxQueue : public VringQueue {
   uint32_t head_count_ = 0;
   std::vector<dma::Copy> copies_;
   uint32_t copy_count_ = 0;
+};
+
+struct TxQueue::Scratch {
+  std::vector<memory::Piece> pieces;
+  std::vector<dma::Copy> copies;
+  std::vector<Taken> heads;
+  InFlightList in_flight;
 };
 
 }  // namespace vhost_ioat::port

@@ -3,10 +3,11 @@
 #include <atomic>
 #include <memory>
 
-#include "base/unique_fd.hpp"
 #include "memory/region_table.hpp"
 #include "port/counters.hpp"
+#include "port/notice.hpp"
 #include "port/owner.hpp"
+#include "vhost_user/session.hpp"
 #include "virtio/features.hpp"
 #include "virtio/split_ring.hpp"
 
@@ -16,16 +17,17 @@ namespace vhost_ioat::port {
 struct RingSetup {
   bool running = false;  // started, and translatable
   bool enabled = false;
+  bool drained = true;  // nothing of the queue is in flight, so the ring may start anew
+  bool kicks = false;   // somebody waits for kicks
   virtio::RingAddresses at;
   uint32_t size = 0;
   RingIndex last_avail;
   virtio::FeatureSet features;
   std::shared_ptr<const memory::RegionTable> memory;
-  UniqueFd call, err;  // duplicates, or none
+  vhost_user::SharedFd call, err;
 };
 
-constexpr uint32_t extra_pieces = 4096;  // scratch for packets in pieces, beyond one piece for each ring entry
-constexpr uint32_t prefetch_ahead = 8;   // descriptors
+constexpr uint32_t prefetch_ahead = 8;  // descriptors
 
 /// What rx and tx queues share: the ring, the memory it points into, and the notification of the guest.
 /// Everything but owner() is touched by the owner only.
@@ -40,6 +42,9 @@ class VringQueue {
   bool needs_attention() const { return attention_.load(std::memory_order_relaxed); }
   void ask_for_attention() { attention_.store(true, std::memory_order_relaxed); }
   bool fault_to_report() const { return ring_.fault() && !fault_reported_; }
+  /// A fault, or a notice: the control thread is to say something.
+  bool something_to_report() const { return fault_to_report() || notices_.waiting(); }
+  Notices& notices() { return notices_; }
   /// Once per fault: true the first time this is asked after the ring broke.
   bool take_fault_report() {
     attention_.store(false, std::memory_order_relaxed);
@@ -52,7 +57,7 @@ class VringQueue {
   /// The control thread, which alone changes call_, may do this after giving the queue back.
   void kick(QueueCounters& counters) noexcept {
     if (!call_) return;  // the guest polls
-    (eventfd_signal(call_.get()) ? counters.notifications : counters.notification_errors).add(1);
+    (eventfd_signal(call_->get()) ? counters.notifications : counters.notification_errors).add(1);
   }
   /// After something was published.
   void notify(QueueCounters& counters) noexcept {
@@ -63,32 +68,39 @@ class VringQueue {
     }
   }
   void signal_error() noexcept {
-    if (err_) eventfd_signal(err_.get());
+    if (err_) eventfd_signal(err_->get());
+  }
+
+  /// Does the ring go on where it stood? Its state is richer than what a front end can say.
+  bool goes_on(const RingSetup& setup) const noexcept {
+    const bool same = running_ && setup.running && setup.at.desc == at_.desc && setup.at.avail == at_.avail &&
+                      setup.at.used == at_.used && setup.size == ring_.size() && setup.features == features_;
+    // A driver that has set its ring back says so by the index in it; a broken ring starts anew only with a drain.
+    return same && (!setup.drained || (setup.last_avail == ring_.last_avail() && !ring_.fault()));
   }
 
  protected:
-  void setup_ring(RingSetup setup) {
-    // A ring that merely was held goes on where it stood: its state is richer than what a front end can say.
-    const bool same = running_ && setup.running && setup.at.desc == at_.desc && setup.at.avail == at_.avail &&
-                      setup.at.used == at_.used && setup.size == ring_.size() && setup.features == features_ &&
-                      setup.last_avail == ring_.last_avail() && !ring_.fault();
+  /// Whether the ring started anew.
+  bool setup_ring(RingSetup setup) noexcept {
+    const bool same = goes_on(setup);
+    // A call may have been missed by a new fd, and by a guest that waits for what was used before this ring started.
+    const bool call_once = setup.running && setup.call && (!same || setup.call != call_);
     running_ = setup.running;
     enabled_ = setup.enabled;
     call_ = std::move(setup.call);
     err_ = std::move(setup.err);
-    memory_ = std::move(setup.memory);
+    memory_ = running_ ? std::move(setup.memory) : nullptr;
     hint_ = nullptr;
-    if (!running_) {
-      memory_.reset();
-      return;
+    if (running_ && !same) {
+      at_ = setup.at;
+      features_ = setup.features;
+      header_size_ = features_.net_header_size();
+      ring_.start(setup.at, setup.size, features_, setup.last_avail);
+      ring_.set_kicks(setup.kicks);
+      fault_reported_ = false;
     }
-    if (same) return;
-    at_ = setup.at;
-    features_ = setup.features;
-    header_size_ = features_.net_header_size();
-    ring_.start(setup.at, setup.size, features_, setup.last_avail);
-    ring_.set_kicks(false);
-    fault_reported_ = false;
+    if (call_once) eventfd_signal(call_->get());
+    return running_ && !same;
   }
 
   Owner owner_;
@@ -100,7 +112,8 @@ class VringQueue {
   virtio::RingAddresses at_;
   std::shared_ptr<const memory::RegionTable> memory_;
   const memory::Region* hint_ = nullptr;  // region hit last
-  UniqueFd call_, err_;
+  vhost_user::SharedFd call_, err_;
+  Notices notices_;
 };
 
 }  // namespace vhost_ioat::port

@@ -20,7 +20,8 @@ static_assert(CMSG_SPACE((max_message_fds + 1) * sizeof(int)) > control_size,
 
 }  // namespace
 
-Connection::Connection(UniqueFd socket) : socket_(std::move(socket)) {
+Connection::Connection(UniqueFd socket, std::shared_ptr<HelperLane> closer)
+    : socket_(std::move(socket)), closer_(std::move(closer)) {
   const int flags = ::fcntl(socket_.get(), F_GETFL);
   if (flags < 0 || ::fcntl(socket_.get(), F_SETFL, flags | O_NONBLOCK) < 0) {
     throw std::system_error(errno, std::generic_category(), "cannot make a socket non-blocking");
@@ -34,6 +35,11 @@ void Connection::close(std::string why, bool broken) {
   outgoing_.reset();
 }
 
+/// A peer that has gone is no news. Anything else, such as a want of buffers, is ours to tell.
+void Connection::lose(int error) {
+  close(format("the connection was lost: %s", std::strerror(error)), error != EPIPE && error != ECONNRESET);
+}
+
 void Connection::take_fds(const msghdr& control) {
   for (cmsghdr* part = CMSG_FIRSTHDR(&control); part; part = CMSG_NXTHDR(const_cast<msghdr*>(&control), part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
@@ -41,7 +47,7 @@ void Connection::take_fds(const msghdr& control) {
     for (size_t i = 0; i < count; ++i) {
       int fd;
       std::memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
-      incoming_.fds.emplace_back(fd);
+      incoming_.fds.push_back(closer_ ? closer_->adopt(fd) : UniqueFd(fd));  // there is room, see receive()
     }
   }
 }
@@ -53,6 +59,10 @@ Connection::Received Connection::receive(Message& message) {
       received_ = 0;
       message = std::exchange(incoming_, Message());
       return Received::message;
+    }
+    if (received_ == 0) {
+      if (closer_ && !closer_->has_room_for_fds(max_message_fds)) return Received::too_many_fds;
+      incoming_.fds.reserve(max_message_fds);  // here, since what the kernel hands out next must not be lost
     }
     // One read never goes past this message, so that fds cannot be taken for those of another one.
     iovec piece;
@@ -71,7 +81,7 @@ Connection::Received Connection::receive(Message& message) {
     if (n < 0) {
       if (errno == EINTR) continue;
       if (errno == EAGAIN) return Received::nothing;
-      close(format("the connection was lost: %s", std::strerror(errno)), false);
+      lose(errno);
       break;
     }
     const size_t fds_before = incoming_.fds.size();
@@ -135,7 +145,7 @@ bool Connection::flush() {
     if (n < 0) {
       if (errno == EINTR) continue;
       if (errno == EAGAIN) return true;
-      close(format("the connection was lost: %s", std::strerror(errno)), false);
+      lose(errno);
       break;
     }
     sent_ += static_cast<size_t>(n);

@@ -2,9 +2,11 @@
 #pragma once
 #include <sys/socket.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 
+#include "base/helper.hpp"
 #include "base/unique_fd.hpp"
 #include "vhost_user/message.hpp"
 
@@ -16,14 +18,16 @@ namespace vhost_ioat::vhost_user {
 /// while sending() is true.
 class Connection {
  public:
-  enum class Received { message, nothing, closed };
+  enum class Received { message, nothing, closed, too_many_fds };
 
-  explicit Connection(UniqueFd socket);  // makes it non-blocking
+  /// Makes the socket non-blocking. `closer`: closes the fds that the peer sends, and says how many it may have;
+  /// without one they are closed here.
+  explicit Connection(UniqueFd socket, std::shared_ptr<HelperLane> closer = nullptr);
 
   int fd() const { return socket_.get(); }
 
   /// `message`: one has come whole. `nothing`: wait for the socket. `closed`: the peer left or broke the framing;
-  /// error() says which, and it stays so.
+  /// error() says which, and it stays so. `too_many_fds`: nothing is read until fds sent before are closed.
   Received receive(Message& message);
 
   /// Starts to send; needs !sending(). False: the peer is gone, see error().
@@ -38,8 +42,10 @@ class Connection {
  private:
   void take_fds(const msghdr& control);
   void close(std::string why, bool broken);
+  void lose(int error);
 
   UniqueFd socket_;
+  std::shared_ptr<HelperLane> closer_;
   wire::Header header_{};  // of incoming_
   Message incoming_;
   size_t received_ = 0;  // bytes of header_ and then of the payload

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <utility>
 
@@ -13,17 +14,19 @@
 namespace vhost_ioat::vhost_user {
 namespace {
 
-using namespace std::chrono_literals;
 using Clock = EventLoop::Clock;
 
-constexpr Clock::duration first_delay = 100ms;
-constexpr Clock::duration last_delay = 1s;
-constexpr int messages_per_turn = 16;  // then other sockets and timers have theirs
+constexpr auto pause = std::chrono::milliseconds(1);  // until it is looked again whether the helper has caught up
 
 }  // namespace
 
 Endpoint::Endpoint(std::shared_ptr<EventLoop> loop, EndpointConfig config, EndpointOwner& owner)
-    : loop_(std::move(loop)), config_(std::move(config)), owner_(owner), delay_(first_delay) {}
+    : loop_(std::move(loop)),
+      config_(std::move(config)),
+      owner_(owner),
+      timer_(loop_, [this] { on_timer(); }),
+      pause_over_(loop_, [this] { watch_socket(); }),
+      delay_(budget::first_retry) {}
 
 Endpoint::~Endpoint() = default;
 
@@ -31,25 +34,49 @@ void Endpoint::start() {
   check_socket_path(config_.path);
   if (!config_.client) listener_ = std::make_unique<SocketListener>(config_.path, config_.socket_mode);
   running_ = true;
-  delay_ = first_delay;
+  delay_ = budget::first_retry;
   last_error_ = 0;
-  seek();
+  timer_.arm(Clock::now());
 }
 
 void Endpoint::stop(std::function<void()> stopped) {
+  stopped_ = std::move(stopped);
   running_ = false;
-  loop_->cancel(std::exchange(timer_, 0));
+  timer_.cancel();
   watch_listener(false);
   listener_.reset();
-  if (!session_) return stopped();
-  stopped_ = std::move(stopped);
-  end("the port was stopped", false);
+  if (session_) return end("the port was stopped", false);
+  flush();
 }
 
-void Endpoint::drop_peer(std::string reason) { end(reason, true); }
+void Endpoint::drop_peer(const char* reason) noexcept { end(reason, true); }
 
-/// Looks for the next front end.
+void Endpoint::failed(const char* what) noexcept {
+  if (session_) return end(what, true);
+  forget_session();
+  if (!running_) return;
+  owner_.trouble(what);
+  last_error_ = 0;
+  timer_.arm_after(delay_);
+  delay_ = std::min<Clock::duration>(2 * delay_, budget::last_retry);
+}
+
+// --- Looking for a front end
+
+/// The time has come to look for the next front end; to let another one come, if the present one is silent; or, when
+/// stopping, to leave the rest to the helper.
+void Endpoint::on_timer() {
+  if (!running_) {
+    if (stopped_) std::exchange(stopped_, nullptr)();  // the rest is the helper's
+  } else if (session_) {
+    watch_listener(true);
+  } else {
+    seek();
+  }
+}
+
 void Endpoint::seek() {
+  if (!may_begin()) return;
   if (config_.client) {
     try_connect();
   } else {
@@ -59,73 +86,91 @@ void Endpoint::seek() {
 
 void Endpoint::watch_listener(bool on) {
   if (on == listener_watched_) return;
-  listener_watched_ = on;
   if (on) {
     loop_->add_fd(listener_->fd(), EPOLLIN, [this](uint32_t) { on_listener(); });
   } else {
     loop_->remove_fd(listener_->fd());
   }
+  listener_watched_ = on;
 }
 
 void Endpoint::on_listener() {
   if (session_) {  // watched again since this one has been silent for too long, and now another waits
-    return end(format("it did not send SET_OWNER within %lld ms and another front end waits",
-                      static_cast<long long>(config_.patience.count())),
-               true);
+    char reason[128];
+    std::snprintf(reason, sizeof reason, "it did not send SET_OWNER within %lld ms and another front end waits",
+                  static_cast<long long>(config_.patience.count()));
+    return end(reason, true);
   }
+  if (!may_begin()) return;
   UniqueFd socket = listener_->accept();
   if (socket) return begin(std::move(socket));
-  if (errno != EAGAIN) try_again_later("accept");
+  if (errno != EAGAIN) try_again_later("accept", errno);
 }
 
 void Endpoint::try_connect() {
-  timer_ = 0;
   UniqueFd socket = connect_socket(config_.path);
   if (socket) return begin(std::move(socket));
-  try_again_later("connect");
+  try_again_later("connect", errno);
 }
 
-void Endpoint::try_again_later(const char* what) {
-  const int error = errno;
+void Endpoint::try_again_later(const char* what, int error) noexcept {
   const bool nobody_there = error == ENOENT || error == ECONNREFUSED || error == EAGAIN;
   if (!nobody_there && error != last_error_) {
-    owner_.trouble(format("%s: cannot %s: %s; trying again", config_.path.c_str(), what, std::strerror(error)));
+    char text[256];
+    std::snprintf(text, sizeof text, "%s: cannot %s: %s; trying again", config_.path.c_str(), what,
+                  std::strerror(error));
+    owner_.trouble(text);
   }
   last_error_ = error;
   watch_listener(false);  // it stays readable and would call at once
-  timer_ = loop_->call_at(Clock::now() + delay_, [this] {
-    timer_ = 0;
-    seek();
-  });
-  delay_ = std::min(2 * delay_, last_delay);
+  timer_.arm_after(delay_);
+  delay_ = std::min<Clock::duration>(2 * delay_, budget::last_retry);
+}
+
+/// Not while too much of former sessions is still to be let go of.
+bool Endpoint::may_begin() noexcept {
+  size_t busy = 0;
+  for (Lanes& lanes : former_) {
+    if (lanes.pending() == 0) lanes = {};
+    busy += lanes.memory != nullptr;
+  }
+  if (busy < budget::former_sessions) return true;
+  try_again_later("accept a front end while the files and memory of former ones are still being closed", EBUSY);
+  return false;
 }
 
 void Endpoint::begin(UniqueFd socket) {
   last_error_ = 0;
   watch_listener(false);
-  connection_ = std::make_unique<Connection>(std::move(socket));
+  const auto flush_task = [this] {
+    return std::make_unique<HelperTask>(loop_, [] {}, [this](const std::exception_ptr&) { flush(); });
+  };
+  lanes_ = {HelperLane::create(), HelperLane::create(budget::fds_kept), flush_task(), flush_task()};
+  connection_ = std::make_unique<Connection>(std::move(socket), lanes_.fds);
   session_ = owner_.make_session();
   watched_ = EPOLLIN;
   loop_->add_fd(connection_->fd(), watched_, [this](uint32_t) { on_socket(); });
-  if (!listener_) return;
-  timer_ = loop_->call_at(Clock::now() + config_.patience, [this] {
-    timer_ = 0;
-    watch_listener(true);
-  });
+  if (listener_) timer_.arm_after(config_.patience);
 }
+
+// --- A session
 
 void Endpoint::on_socket() {
   // While suspended nothing is asked of the socket, so that this is a hang-up, which cannot be masked.
   if (suspended_) return end("the peer left", false);
-  if (!connection_->flush()) return end(connection_->error(), connection_->broken());
+  if (!connection_->flush()) return end(connection_->error().c_str(), connection_->broken());
   handle_messages();
 }
 
 void Endpoint::handle_messages() {
-  for (int i = 0; i < messages_per_turn && !connection_->sending(); ++i) {
+  const auto turn_ends = Clock::now() + budget::time_a_turn;
+  for (int i = 0; i < budget::messages_a_turn && !connection_->sending(); ++i) {
+    if (i != 0 && Clock::now() >= turn_ends) break;
+    if (lanes_.pending() > budget::helper_jobs) return watch_socket(true);
     Message message;
     const Connection::Received received = connection_->receive(message);
-    if (received == Connection::Received::closed) return end(connection_->error(), connection_->broken());
+    if (received == Connection::Received::closed) return end(connection_->error().c_str(), connection_->broken());
+    if (received == Connection::Received::too_many_fds) return watch_socket(true);
     if (received == Connection::Received::nothing) break;
     std::optional<Message> reply;
     const BackendSession::Next next = session_->receive(std::move(message), reply);
@@ -139,28 +184,37 @@ bool Endpoint::proceed(BackendSession::Next next, std::optional<Message>& reply)
   if (next == BackendSession::Next::suspended) {
     suspended_ = true;
     watch_socket();
+    if (session_->work()) start_work();
     return false;
   }
   if (next == BackendSession::Next::close) {
-    end(session_->error(), true);
+    end(session_->error().c_str(), true);
     return false;
   }
   if (reply && !connection_->send(std::move(*reply))) {
-    end(connection_->error(), connection_->broken());
+    end(connection_->error().c_str(), connection_->broken());
     return false;
   }
   if (session_->state().owned) {
-    delay_ = first_delay;
-    loop_->cancel(std::exchange(timer_, 0));
+    delay_ = budget::first_retry;
+    timer_.cancel();
     watch_listener(false);
   }
   owner_.after_message(session_->state());
   return session_ && !ending_;
 }
 
+void Endpoint::start_work() {
+  work_ = std::make_unique<HelperTask>(
+      loop_, [work = session_->work(), lane = lanes_.memory] { work->run(lane); },
+      [this](const std::exception_ptr&) { resume(); });
+  work_->start(*lanes_.memory);
+}
+
 void Endpoint::resume() {
   if (!suspended_) return;
   suspended_ = false;
+  work_.reset();
   std::optional<Message> reply;
   const BackendSession::Next next = session_->resume(reply);
   if (!ending_) {
@@ -173,40 +227,73 @@ void Endpoint::resume() {
 }
 
 /// At most one direction is asked for: no request is read while a reply waits for room, so a peer that does not read
-/// holds up only itself.
-void Endpoint::watch_socket() {
-  const uint32_t events = suspended_ ? 0u : connection_->sending() ? EPOLLOUT : EPOLLIN;
+/// holds up only itself. `pause`: nothing is asked for a moment.
+void Endpoint::watch_socket(bool pause_first) {
+  if (!session_ || ending_) return;
+  if (pause_first) pause_over_.arm_after(pause);
+  const uint32_t events = suspended_ || pause_first ? 0u : connection_->sending() ? EPOLLOUT : EPOLLIN;
   if (events == watched_) return;
-  watched_ = events;
   loop_->modify_fd(connection_->fd(), events);
+  watched_ = events;
 }
 
+// --- The end of a session
+
 /// The connection is closed only when the session has let go of the rings: until then the peer's memory may be written.
-void Endpoint::end(const std::string& reason, bool broken) {
+void Endpoint::end(const char* reason, bool broken) noexcept {
   if (!session_ || ending_) return;
   ending_ = true;
-  reason_ = reason;
+  std::snprintf(reason_, sizeof reason_, "%s", reason);
   broken_ = broken;
-  loop_->cancel(std::exchange(timer_, 0));
+  timer_.cancel();
+  pause_over_.cancel();
   watch_listener(false);
   loop_->remove_fd(connection_->fd());
+  if (suspended_ && work_) suspended_ = false;  // that work ends by itself, and nobody waits for it
+  work_.reset();
   suspended_ = session_->stop() == BackendSession::Next::suspended;
   if (!suspended_) ended();
 }
 
-void Endpoint::ended() {
+void Endpoint::ended() noexcept {
   ending_ = false;
+  forget_session();
+  owner_.disconnected(reason_, broken_);
+  if (!running_) return flush();
+  timer_.arm_after(config_.client ? delay_ : Clock::duration::zero());
+  if (config_.client) delay_ = std::min<Clock::duration>(2 * delay_, budget::last_retry);
+}
+
+void Endpoint::forget_session() noexcept {
   session_.reset();
   connection_.reset();
-  owner_.disconnected(reason_, broken_);
-  if (running_ && config_.client) {
-    timer_ = loop_->call_at(Clock::now() + delay_, [this] { try_connect(); });
-    delay_ = std::min(2 * delay_, last_delay);
-  } else if (running_) {
-    seek();
-  } else if (stopped_) {
-    std::exchange(stopped_, nullptr)();
+  if (!lanes_.memory) return;
+  for (Lanes& former : former_) {
+    if (former.memory) continue;
+    former = std::move(lanes_);
+    break;
   }
+  lanes_ = {};
+}
+
+/// After stop(): waits until what sessions left is closed and unmapped, but not for ever.
+void Endpoint::flush() noexcept {
+  bool more = false;
+  for (Lanes& lanes : former_) {
+    if (lanes.flushing()) {
+      more = true;
+    } else if (lanes.pending() != 0) {
+      lanes.flush_memory->start(*lanes.memory);
+      lanes.flush_fds->start(*lanes.fds);
+      more = true;
+    } else {
+      lanes = {};
+    }
+  }
+  if (more && !timer_.armed()) timer_.arm_after(budget::patience_at_stop);
+  if (more) return;
+  timer_.cancel();
+  if (stopped_) std::exchange(stopped_, nullptr)();
 }
 
 }  // namespace vhost_ioat::vhost_user

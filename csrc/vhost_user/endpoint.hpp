@@ -2,13 +2,16 @@
 #pragma once
 #include <sys/types.h>
 
+#include <array>
 #include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 
+#include "base/budget.hpp"
 #include "base/event_loop.hpp"
+#include "base/helper.hpp"
 #include "vhost_user/connection.hpp"
 #include "vhost_user/session.hpp"
 #include "vhost_user/unix_socket.hpp"
@@ -17,24 +20,25 @@ namespace vhost_ioat::vhost_user {
 
 struct EndpointConfig {
   std::string path;
-  bool client = false;                       // connect to the front end's socket, instead of listening
-  mode_t socket_mode = 0600;                 // of a listening socket
-  std::chrono::milliseconds patience{5000};  // of a server, with a front end that has not sent SET_OWNER
+  bool client = false;                                     // connect to the front end's socket, instead of listening
+  mode_t socket_mode = 0600;                               // of a listening socket
+  std::chrono::milliseconds patience = budget::half_open;  // of a server, with a front end that has not sent SET_OWNER
 };
 
-/// What an endpoint tells the port. All calls come on the event loop and must not throw.
+/// What an endpoint tells the port. All calls come on the event loop.
 class EndpointOwner {
  public:
   virtual ~EndpointOwner() = default;
-  /// A front end has connected.
+  /// A front end has connected. May throw: then it is turned away, and the endpoint tries again later.
   virtual std::unique_ptr<BackendSession> make_session() = 0;
-  /// The session has handled a message; when it was suspended: has finished it. May call drop_peer().
+  /// The session has handled a message; when it was suspended: has finished it. May call drop_peer(), and may throw,
+  /// which ends the session.
   virtual void after_message(const SessionState& state) = 0;
-  /// The front end is gone and its session with it: all rings were held, stopped and released, the memory is let go.
+  /// The front end is gone and its session with it: all rings were held and stopped, the memory is let go.
   /// `broken`: the front end broke the protocol or was dropped; else it just left.
-  virtual void disconnected(const std::string& reason, bool broken) = 0;
+  virtual void disconnected(const char* reason, bool broken) noexcept = 0;
   /// Something hinders connections (out of fds, no permission for the path); told once, the endpoint keeps trying.
-  virtual void trouble(const std::string& what) = 0;
+  virtual void trouble(const char* what) noexcept = 0;
 };
 
 /// The socket of a port: listens or connects, and drives one session at a time on the event loop.
@@ -42,6 +46,9 @@ class EndpointOwner {
 /// Server: while a front end is connected, others wait in the backlog; one that has not sent SET_OWNER within
 /// `patience` makes way as soon as another waits. Client: tries again until the front end is there, and after it was
 /// lost. Every method, and the destructor unless forked, is called on the loop (EventLoop::run).
+///
+/// What it gives to the loop may throw, when memory or fds are short; the barrier of the port's loop then calls
+/// failed().
 class Endpoint {
  public:
   Endpoint(std::shared_ptr<EventLoop> loop, EndpointConfig config, EndpointOwner& owner);
@@ -52,29 +59,46 @@ class Endpoint {
   /// Throws ConfigError or std::system_error when a server cannot listen; nothing is started then. A client with a
   /// usable path never fails here.
   void start();
-  /// No more connections; ends the session. `stopped` is called once it has ended, maybe before stop() returns; it
-  /// must not destroy the endpoint.
+  /// No more connections; ends the session. `stopped` is called once it has ended and what it left is closed and
+  /// unmapped (but a peer can make that take long, so after budget::patience_at_stop in any case), maybe before stop()
+  /// returns; it must not destroy the endpoint.
   void stop(std::function<void()> stopped);
   /// The device has held the rings it was asked for (Device::hold, never from inside it).
   void resume();
   /// Ends the present session, if any; the next front end may come.
-  void drop_peer(std::string reason);
+  void drop_peer(const char* reason) noexcept;
+  /// A callback of this port threw: the session ends, or what was being tried is tried again later.
+  void failed(const char* what) noexcept;
 
   bool connected() const { return session_ != nullptr; }
 
  private:
+  /// What one connection has of its own, so that one whose end takes long keeps up no other.
+  struct Lanes {
+    std::shared_ptr<HelperLane> memory, fds;
+    std::unique_ptr<HelperTask> flush_memory, flush_fds;  // end when all before them has
+
+    size_t pending() const { return memory ? memory->pending() + fds->pending() : 0; }
+    bool flushing() const { return memory && (flush_memory->running() || flush_fds->running()); }
+  };
+
   void seek();
   void watch_listener(bool on);
   void on_listener();
   void try_connect();
-  void try_again_later(const char* what);
+  void try_again_later(const char* what, int error) noexcept;
+  bool may_begin() noexcept;
   void begin(UniqueFd socket);
   void on_socket();
   void handle_messages();
+  void start_work();
   bool proceed(BackendSession::Next next, std::optional<Message>& reply);
-  void watch_socket();
-  void end(const std::string& reason, bool broken);
-  void ended();
+  void watch_socket(bool pause = false);
+  void on_timer();
+  void end(const char* reason, bool broken) noexcept;
+  void ended() noexcept;
+  void forget_session() noexcept;
+  void flush() noexcept;
 
   std::shared_ptr<EventLoop> loop_;
   EndpointConfig config_;
@@ -84,17 +108,21 @@ class Endpoint {
 
   std::unique_ptr<SocketListener> listener_;
   bool listener_watched_ = false;
-  EventLoop::TimerId timer_ = 0;      // next try, or the end of patience with a front end without SET_OWNER
+  EventLoop::Timer timer_;            // next try, or the end of patience: with a front end without SET_OWNER, at stop()
+  EventLoop::Timer pause_over_;       // messages may be read again
   EventLoop::Clock::duration delay_;  // before the next try
   int last_error_ = 0;                // of the last try, so that the same trouble is told once
 
+  Lanes lanes_;                                            // of the present session
+  std::array<Lanes, budget::former_sessions + 1> former_;  // of sessions that ended, and of the present one when it has
   std::unique_ptr<Connection> connection_;
   std::unique_ptr<BackendSession> session_;
-  uint32_t watched_ = 0;    // epoll events asked of the connection
-  bool suspended_ = false;  // the session waits for the device
+  std::unique_ptr<HelperTask> work_;  // the session waits for it
+  uint32_t watched_ = 0;              // epoll events asked of the connection
+  bool suspended_ = false;            // the session waits, for work_ or for the device
   bool ending_ = false;
   bool broken_ = false;
-  std::string reason_;
+  char reason_[256] = {};
 };
 
 }  // namespace vhost_ioat::vhost_user

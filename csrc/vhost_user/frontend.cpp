@@ -98,6 +98,7 @@ Message Frontend::receive() {
       case Connection::Received::closed:
         if (connection_.broken()) throw ProtocolError(connection_.error());
         throw Disconnected(connection_.error());
+      case Connection::Received::too_many_fds:  // not without a closer
       case Connection::Received::nothing:
         deadline.wait(connection_.fd(), POLLIN, slice);
     }

@@ -12,9 +12,10 @@ std::string message_name(uint32_t request) {
 
 std::string malformed(const Message& request) {
   const std::string name = message_name(request.request);
-  if ((request.flags & ~wire::need_reply_flag) != wire::version) {
-    return format("%s has flags 0x%x; a request has version 1 in bits 0-1, perhaps need_reply in bit 3, nothing else",
-                  name.c_str(), request.flags);
+  // Reserved bits (4 to 31) say nothing and are passed over, as DPDK and libvhost-user do.
+  if ((request.flags & (wire::version_mask | wire::reply_flag)) != wire::version) {
+    return format("%s has flags 0x%x; a request has version 1 in bits 0-1 and no reply bit (2)", name.c_str(),
+                  request.flags);
   }
   const MessageType* type = find_message_type(request.request);
   if (!type) return {};
@@ -29,8 +30,8 @@ std::string malformed(const Message& request) {
     size = wire::mem_table_size(regions);
     min_fds = max_fds = regions;
   }
-  if (request.size != size) {
-    return format("%s has a payload of %u bytes instead of %u", name.c_str(), request.size, size);
+  if (request.size < size) {
+    return format("%s has a payload of %u bytes, it needs %u", name.c_str(), request.size, size);
   }
   if (request.fds.size() < min_fds || request.fds.size() > max_fds) {
     return format("%s came with %zu file descriptors instead of %zu%s", name.c_str(), request.fds.size(), min_fds,

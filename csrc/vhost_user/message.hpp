@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "base/budget.hpp"
 #include "base/unique_fd.hpp"
 
 namespace vhost_ioat::vhost_user {
@@ -122,7 +123,7 @@ constexpr uint64_t vring_fd_none = 0x100;
 
 /// Room for every payload of the specification that a front end may send; a larger size ends the connection unread.
 constexpr uint32_t max_payload = 512;
-constexpr size_t max_message_fds = 8;
+constexpr size_t max_message_fds = budget::fds_a_message;
 
 /// One message, either way. It owns its fds: those a handler does not take are closed with it.
 struct Message {
@@ -160,10 +161,16 @@ struct Message {
 };
 
 /// The shape of one request.
+///
+/// A payload longer than this is legal, a shorter one is not: front ends send structures with room to spare
+/// (User-Mode Linux a memory table of two regions with a count of one, others a number with GET_FEATURES), newer ones
+/// append fields. What is behind `size` is not looked at. DPDK and libvhost-user take the same; max_payload bounds it.
+/// File descriptors are another matter: one too many leaves open which is meant, so their number is exact (as with
+/// DPDK; libvhost-user takes the first ones).
 struct MessageType {
   Request id;
   std::string_view name;
-  uint32_t size;  // exact payload; of SET_MEM_TABLE: without regions
+  uint32_t size;  // least payload; of SET_MEM_TABLE: without regions
   uint8_t min_fds;
   uint8_t max_fds;
   bool has_reply;      // a reply of its own, never an acknowledgement
@@ -209,7 +216,8 @@ constexpr const MessageType* find_message_type(uint32_t request) {
 /// "SET_FEATURES", or "message 99".
 std::string message_name(uint32_t request);
 
-/// Why a request is not of its type's shape (flags, size, number of fds); empty when it is, and for unknown types.
+/// Why a request is not of its type's shape (flags, least size, number of fds); empty when it is, and for unknown
+/// types.
 std::string malformed(const Message& request);
 
 }  // namespace vhost_ioat::vhost_user

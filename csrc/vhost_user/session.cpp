@@ -16,14 +16,16 @@ constexpr uint64_t max_mtu = 65535;
 
 }  // namespace
 
-BackendSession::BackendSession(SessionConfig config, Device& device) : config_(config), device_(device) {
-  state_.memory = std::make_shared<const memory::RegionTable>();
+BackendSession::BackendSession(SessionConfig config, Device& device)
+    : config_(config), device_(device), no_memory_(std::make_shared<const memory::RegionTable>()) {
+  state_.memory = no_memory_;
   state_.vrings.resize(2 * config.queue_pairs);
 }
 
 BackendSession::Next BackendSession::receive(Message message, std::optional<Message>& reply) {
   request_ = std::move(message);
   reply_.reset();
+  forget_change();
   error_ = malformed(*request_);
   if (!error_.empty()) return Next::close;
   try {
@@ -36,38 +38,49 @@ BackendSession::Next BackendSession::receive(Message message, std::optional<Mess
   } catch (const std::exception& problem) {
     return refuse(problem.what(), reply);
   }
-  if (change_ && !device_.hold(held_)) {
-    suspended_ = true;
-    return Next::suspended;
-  }
-  return finish(reply);
+  if (work_) return Next::suspended;
+  return change(reply);
 }
 
 BackendSession::Next BackendSession::resume(std::optional<Message>& reply) {
-  suspended_ = false;
-  return finish(reply);
+  if (holding_) {
+    holding_ = false;
+    if (halting_) return halt();
+    if (stopping_) return halt_when_held();
+    take_over();
+    return answer(reply);
+  }
+  const std::shared_ptr<MemoryWork> work = std::move(work_);
+  try {
+    if (work->problem_) std::rethrow_exception(work->problem_);
+    change_memory(std::move(work->table_));
+  } catch (const std::exception& problem) {
+    return refuse(problem.what(), reply);
+  }
+  return change(reply);
 }
 
-BackendSession::Next BackendSession::stop() {
+BackendSession::Next BackendSession::stop() noexcept {
   stopping_ = true;
-  if (suspended_) return Next::suspended;  // resume() finishes that request and comes here again
+  work_.reset();
+  if (holding_) return Next::suspended;  // these rings first, then all
+  return halt_when_held();
+}
+
+BackendSession::Next BackendSession::halt_when_held() noexcept {
   request_.reset();
-  when_held(every_ring(), [this] {
-    for (Vring& ring : state_.vrings) {
-      forget_start(ring);
-      retire(ring.err);
-    }
-    SessionState fresh;
-    fresh.memory = std::make_shared<const memory::RegionTable>();
-    fresh.vrings.resize(state_.vrings.size());
-    state_ = std::move(fresh);
-  });
-  if (!device_.hold(held_)) {
-    suspended_ = true;
-    return Next::suspended;
-  }
-  std::optional<Message> none;
-  return finish(none);
+  forget_change();
+  device_.prepare_halt();
+  halting_ = true;
+  holding_ = !device_.hold(every_ring(), Hold::drained);
+  return holding_ ? Next::suspended : halt();
+}
+
+BackendSession::Next BackendSession::halt() noexcept {
+  device_.halt();
+  state_.memory = no_memory_;
+  for (Vring& ring : state_.vrings) ring = {};
+  return Next::close;
 }
 
 RingSet BackendSession::every_ring() const {
@@ -76,23 +89,57 @@ RingSet BackendSession::every_ring() const {
   return rings;
 }
 
-void BackendSession::when_held(const RingSet& rings, std::function<void()> change) {
-  held_ = rings;
-  change_ = std::move(change);
+RingSet BackendSession::started_rings() const {
+  RingSet rings;
+  for (size_t i = 0; i < state_.vrings.size(); ++i) rings[i] = state_.vrings[i].started;
+  return rings;
 }
 
-BackendSession::Next BackendSession::finish(std::optional<Message>& reply) {
-  if (change_) {
-    for (uint32_t i = 0; i < state_.vrings.size(); ++i) {
-      if (held_[i] && state_.vrings[i].started) state_.vrings[i].base = device_.ring_base(i);
-    }
-    change_();
-    device_.release(held_, state_);
-    change_ = nullptr;
-    retired_.clear();
+SessionState& BackendSession::next() {
+  if (!next_) next_ = state_;
+  return *next_;
+}
+
+void BackendSession::touch(const RingSet& rings, Hold how) {
+  touched_ |= rings;
+  how_ = std::max(how_, how);
+}
+
+bool BackendSession::concerns_device() const noexcept { return touched_.any() || next_->memory != state_.memory; }
+
+void BackendSession::forget_change() noexcept {
+  next_.reset();
+  touched_.reset();
+  how_ = Hold::owned;
+  base_asked_.reset();
+}
+
+/// What can fail comes first.
+BackendSession::Next BackendSession::change(std::optional<Message>& reply) {
+  if (!next_) return answer(reply);
+  try {
+    if (concerns_device()) device_.prepare(touched_, *next_);
+  } catch (const std::exception& problem) {
+    return refuse(problem.what(), reply);
   }
-  if (!stopping_) return answer(reply);
-  return request_ ? stop() : Next::close;
+  if (concerns_device() && !device_.hold(touched_, how_)) {
+    holding_ = true;
+    return Next::suspended;
+  }
+  take_over();
+  return answer(reply);
+}
+
+/// The rings that are touched are held.
+void BackendSession::take_over() noexcept {
+  for (uint32_t i = 0; i < state_.vrings.size(); ++i) {
+    if (!touched_[i] || !state_.vrings[i].started) continue;
+    if (const auto base = device_.ring_base(i)) next_->vrings[i].base = *base;
+  }
+  if (base_asked_) reply_with(wire::VringState{*base_asked_, next_->vrings[*base_asked_].base});
+  if (concerns_device()) device_.commit(touched_, *next_);
+  state_ = std::move(*next_);
+  forget_change();
 }
 
 BackendSession::Next BackendSession::answer(std::optional<Message>& reply) {
@@ -105,6 +152,7 @@ BackendSession::Next BackendSession::answer(std::optional<Message>& reply) {
 
 /// The request changed nothing. If the front end asked to be told, it is told and may go on.
 BackendSession::Next BackendSession::refuse(const std::string& why, std::optional<Message>& reply) {
+  forget_change();
   error_ = message_name(request_->request) + ": " + why;
   const MessageType* type = find_message_type(request_->request);
   const bool can_tell = request_->needs_reply() && state_.protocol_features & protocol::reply_ack;
@@ -182,11 +230,14 @@ void BackendSession::set_features() {
     throw Error(format("features cannot change from 0x%" PRIx64 " to 0x%" PRIx64 " while rings run; stop them first",
                        state_.features.mask(), features.mask()));
   }
-  when_held(every_ring(), [this, features] {
-    state_.features = features;
-    if (features.has(virtio::Feature::PROTOCOL_FEATURES)) return;
-    for (Vring& ring : state_.vrings) ring.enabled = true;
-  });
+  if (state_.features_acked && features == state_.features) return;
+  SessionState& after = next();
+  after.features = features;
+  after.features_acked = true;
+  if (!features.has(virtio::Feature::PROTOCOL_FEATURES)) {
+    for (Vring& ring : after.vrings) ring.enabled = true;
+  }
+  touch(started_rings(), Hold::drained);
 }
 
 void BackendSession::set_protocol_features() {
@@ -213,24 +264,24 @@ void BackendSession::set_status() {
 }
 
 void BackendSession::reset_owner() {
-  when_held(every_ring(), [this] {
-    state_.owned = false;
-    for (Vring& ring : state_.vrings) ring.enabled = false;
-  });
+  SessionState& after = next();
+  after.owned = false;
+  for (Vring& ring : after.vrings) ring.enabled = false;
+  touch(started_rings(), Hold::drained);
 }
 
 /// The driver starts over; what belongs to the connection stays: owner, protocol features, memory, err fds.
 void BackendSession::reset_device() {
-  when_held(every_ring(), [this] {
-    state_.features = {};
-    state_.status = 0;
-    for (Vring& ring : state_.vrings) {
-      forget_start(ring);
-      ring.size = 0;
-      ring.base = 0;
-      ring.enabled = false;
-    }
-  });
+  SessionState& after = next();
+  after.features = {};
+  after.features_acked = false;
+  after.status = 0;
+  for (Vring& ring : after.vrings) {
+    SharedFd err = std::move(ring.err);
+    ring = {};
+    ring.err = std::move(err);
+  }
+  touch(started_rings(), Hold::drained);
 }
 
 }  // namespace vhost_ioat::vhost_user

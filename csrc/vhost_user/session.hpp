@@ -2,12 +2,13 @@
 #pragma once
 #include <bitset>
 #include <cstdint>
-#include <functional>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "base/helper.hpp"
 #include "base/unique_fd.hpp"
 #include "memory/region_table.hpp"
 #include "vhost_user/message.hpp"
@@ -19,6 +20,9 @@ constexpr uint32_t max_queue_pairs = 128;
 constexpr uint32_t max_vrings = 2 * max_queue_pairs;
 using RingSet = std::bitset<max_vrings>;
 
+/// A kick, call or err fd: the session and the queue that uses it share it, so changing rings needs no new one.
+using SharedFd = std::shared_ptr<const UniqueFd>;
+
 /// What the front end has said of one ring. Ring addresses stay the front end's until the ring runs.
 struct Vring {
   uint32_t size = 0;  // entries, 0: not said yet
@@ -28,11 +32,16 @@ struct Vring {
   bool started = false;      // SET_VRING_KICK came; GET_VRING_BASE ends it
   bool enabled = false;      // SET_VRING_ENABLE, or all of them when F_PROTOCOL_FEATURES was not acked
   bool polled = false;       // started without a kick fd
-  UniqueFd kick, call, err;  // call and err: non-blocking; -1: none (the front end polls)
+  SharedFd kick, call, err;  // call and err: non-blocking; none: the front end polls
+
+  bool same_addresses(const wire::VringAddr& at) const {
+    return has_addresses && desc_uva == at.desc && avail_uva == at.avail && used_uva == at.used;
+  }
 };
 
 struct SessionState {
   virtio::FeatureSet features;     // acked
+  bool features_acked = false;     // SET_FEATURES came
   uint64_t protocol_features = 0;  // acked
   bool owned = false;
   std::shared_ptr<const memory::RegionTable> memory;  // never null
@@ -41,24 +50,52 @@ struct SessionState {
   uint8_t status = 0;
 };
 
+/// How far rings are held: `owned` keeps the data path out, `drained` also has all copies in flight finished.
+enum class Hold : uint8_t { owned, drained };
+
 /// The device above a session; the port implements it. All calls come from the control thread.
 ///
-/// Each message that touches rings or memory first holds those rings, then changes the state, then releases them:
-/// there is no other way in which the control path meets the data path. At most one hold is outstanding.
+/// A message that touches rings or memory makes ready what it needs (prepare, which may fail: then nothing has
+/// changed), has those rings held, and lets them go on with what is new (commit, which cannot fail). There is no other
+/// way in which the control path meets the data path. At most one hold is outstanding.
 class Device {
  public:
   virtual ~Device() = default;
-  /// Takes these rings away from the data path and finishes what is in flight there. true: all are held.
-  /// false: not yet; the session is suspended until its owner, told by the device, calls resume().
-  virtual bool hold(const RingSet& rings) = 0;
-  /// The next avail index of a held ring that is started, free running; if it never ran, the base it was released with.
-  virtual uint16_t ring_base(uint32_t ring) = 0;
-  /// The held rings may run again, as far as `state` says they should, each from its `base`. Addresses are translated
-  /// here. Of `state` the memory table may be kept, and the fds of a ring used until this is called for it again: those
-  /// it had before are still open during the call, so that they can be taken out of an epoll set.
-  virtual void release(const RingSet& rings, const SessionState& state) = 0;
+  /// Allocates and translates what these rings will need under `next`. May throw; nothing has changed then.
+  virtual void prepare(const RingSet& rings, const SessionState& next) = 0;
+  /// Takes these rings away from the data path. true: all are held. false: not yet; the session is suspended until its
+  /// owner, told by the device, calls resume().
+  virtual bool hold(const RingSet& rings, Hold how) noexcept = 0;
+  /// The next avail index of a held ring, free running; nothing when the ring does not run.
+  virtual std::optional<uint16_t> ring_base(uint32_t ring) noexcept = 0;
+  /// The held rings go on as prepared, with the fds of `next`.
+  virtual void commit(const RingSet& rings, const SessionState& next) noexcept = 0;
+  /// Likewise for the end of a session: whatever was prepared is forgotten, and all rings are going to stop.
+  virtual void prepare_halt() noexcept = 0;
+  /// All rings are held; they stop, and let memory and fds go.
+  virtual void halt() noexcept = 0;
   /// SEND_RARP: the guest moved here with this MAC address; announce it. The port puts a RARP frame before the next rx.
-  virtual void announce(const uint8_t (&mac)[6]) = 0;
+  virtual void announce(const uint8_t (&mac)[6]) noexcept = 0;
+};
+
+/// Mapping what a front end sent may take long, so it is made into work for another thread. It owns what it uses.
+class MemoryWork {
+ public:
+  MemoryWork(std::vector<wire::MemRegion> wanted, std::vector<UniqueFd> fds,
+             std::shared_ptr<const memory::RegionTable> known, bool adds);
+  /// On any thread.
+  void run(const std::shared_ptr<HelperLane>& lane) noexcept;
+
+ private:
+  friend class BackendSession;
+  void map(const std::shared_ptr<HelperLane>& lane);
+
+  const std::vector<wire::MemRegion> wanted_;
+  std::vector<UniqueFd> fds_;
+  const std::shared_ptr<const memory::RegionTable> known_;  // mappings in it are used again
+  const bool adds_;                                         // to the known ones, or else in their place
+  std::shared_ptr<const memory::RegionTable> table_;        // the result
+  std::exception_ptr problem_;                              // or why there is none
 };
 
 struct SessionConfig {
@@ -69,10 +106,11 @@ struct SessionConfig {
 };
 
 /// The vhost-user protocol of one connection, without any I/O: messages in, replies out.
-/// (vhost-user specification; a table in message.hpp gives each message its exact size and number of fds.)
+/// (vhost-user specification; a table in message.hpp gives each message its least size and number of fds.)
 ///
 /// A request that is well formed but cannot be done changes nothing; it is answered with 1 if the front end asked for
-/// an acknowledgement. Anything else that is wrong ends the connection.
+/// an acknowledgement. Anything else that is wrong ends the connection. What a message does not change is not touched:
+/// rings it does not concern go on.
 class BackendSession {
  public:
   enum class Next { proceed, suspended, close };
@@ -80,12 +118,15 @@ class BackendSession {
   BackendSession(SessionConfig config, Device& device);
 
   /// Handles one message. `reply` is set when something is to be sent. `suspended`: deliver no further message until
-  /// the device has held the rings; then call resume(). `close`: the connection must end; error() says why.
+  /// resume() was called: when work(), if there is any, has run, or else when the device has held the rings. `close`:
+  /// the connection must end; error() says why. What it throws (out of memory) left everything as it was, and the
+  /// connection is to end.
   Next receive(Message message, std::optional<Message>& reply);
+  const std::shared_ptr<MemoryWork>& work() const { return work_; }
   Next resume(std::optional<Message>& reply);
-  /// The connection is gone: every ring is held, stopped and released, the memory let go. Always ends in `close`, at
-  /// once or, when suspended, from resume().
-  Next stop();
+  /// The connection is gone: every ring is held and stopped, the memory let go. Always ends in `close`, at once or,
+  /// when suspended, from resume(). Work that runs is not waited for.
+  Next stop() noexcept;
 
   const SessionState& state() const { return state_; }
   const std::string& error() const { return error_; }  // of the last request that was refused
@@ -93,14 +134,20 @@ class BackendSession {
  private:
   void dispatch(const MessageType& type);
   RingSet every_ring() const;
-  /// For the handlers: what the request does once these rings are held. It must not fail.
-  void when_held(const RingSet& rings, std::function<void()> change);
+  RingSet started_rings() const;
+  /// For the handlers: the state as it will be, to be changed.
+  SessionState& next();
+  /// For the handlers: these rings are concerned by it.
+  void touch(const RingSet& rings, Hold how);
   void reply_with(const auto& body) { reply_.emplace(static_cast<Request>(request_->request), body); }
-  Next finish(std::optional<Message>& reply);
+  Next change(std::optional<Message>& reply);
+  void take_over() noexcept;
   Next answer(std::optional<Message>& reply);
   Next refuse(const std::string& why, std::optional<Message>& reply);
-  void forget_start(Vring& ring);
-  void retire(UniqueFd& fd);
+  bool concerns_device() const noexcept;
+  void forget_change() noexcept;
+  Next halt_when_held() noexcept;
+  Next halt() noexcept;
 
   void set_features();
   void set_protocol_features();
@@ -115,24 +162,28 @@ class BackendSession {
   void set_vring_base();
   void get_vring_base();
   void set_vring_enable();
-  void set_vring_fd(UniqueFd Vring::* fd);
+  void set_vring_fd(SharedFd Vring::* fd);
   // session_memory.cpp
   void set_mem_table();
   void add_mem_region();
   void remove_mem_region();
-  void change_memory(memory::RegionTable table);
+  void change_memory(std::shared_ptr<const memory::RegionTable> table);
 
   SessionConfig config_;
   Device& device_;
+  const std::shared_ptr<const memory::RegionTable> no_memory_;
   SessionState state_;
-  UniqueFd backend_channel_;        // SET_BACKEND_REQ_FD: kept open for the front end, never used
-  std::optional<Message> request_;  // the one being handled
-  std::optional<Message> reply_;    // its own reply
-  RingSet held_;                    // for the change
-  std::function<void()> change_;
-  std::vector<UniqueFd> retired_;  // replaced by the change, open until the device was told
-  bool suspended_ = false;
+  UniqueFd backend_channel_;          // SET_BACKEND_REQ_FD: kept open for the front end, never used
+  std::optional<Message> request_;    // the one being handled
+  std::optional<Message> reply_;      // its own reply
+  std::optional<SessionState> next_;  // what it makes of the state
+  RingSet touched_;                   // the rings it concerns
+  Hold how_ = Hold::owned;
+  std::optional<uint32_t> base_asked_;  // GET_VRING_BASE of this ring
+  std::shared_ptr<MemoryWork> work_;    // it waits for this
+  bool holding_ = false;                // it waits for the device
   bool stopping_ = false;
+  bool halting_ = false;  // what it waits for are all rings, to stop
   std::string error_;
 };
 

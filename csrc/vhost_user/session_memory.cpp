@@ -17,12 +17,6 @@ void check_total(uint64_t total, uint64_t more, uint64_t limit) {
                      total, more, limit));
 }
 
-memory::Region map_region(const wire::MemRegion& region, const UniqueFd& fd) {
-  auto mapping = memory::GuestMapping::from_fd(fd.get(), region.mmap_offset, region.size);
-  uint8_t* const host = mapping->data();
-  return {region.gpa, region.size, region.uva, host, std::move(mapping)};
-}
-
 bool is_there(const memory::RegionTable& table, const wire::MemRegion& wanted) {
   return std::ranges::any_of(table.regions(), [&](const memory::Region& region) {
     return region.gpa == wanted.gpa && region.uva == wanted.uva && region.size == wanted.size;
@@ -37,6 +31,39 @@ bool is_free(const memory::RegionTable& table, const wire::MemRegion& wanted) {
 
 }  // namespace
 
+MemoryWork::MemoryWork(std::vector<wire::MemRegion> wanted, std::vector<UniqueFd> fds,
+                       std::shared_ptr<const memory::RegionTable> known, bool adds)
+    : wanted_(std::move(wanted)), fds_(std::move(fds)), known_(std::move(known)), adds_(adds) {}
+
+void MemoryWork::run(const std::shared_ptr<HelperLane>& lane) noexcept {
+  try {
+    map(lane);
+  } catch (...) {
+    problem_ = std::current_exception();
+  }
+}
+
+/// A file that is mapped already at the same place is not mapped again: front ends say the whole table anew when a
+/// region is added, and what did not change goes on.
+void MemoryWork::map(const std::shared_ptr<HelperLane>& lane) {
+  std::vector<memory::Region> regions;
+  if (adds_) regions.assign(known_->regions().begin(), known_->regions().end());
+  for (size_t i = 0; i < wanted_.size(); ++i) {
+    const wire::MemRegion& wanted = wanted_[i];
+    const auto known = std::ranges::find_if(known_->regions(), [&](const memory::Region& region) {
+      return region.size == wanted.size && region.mapping &&
+             region.mapping->is_of(fds_[i].get(), wanted.mmap_offset, wanted.size);
+    });
+    auto mapping = known != known_->regions().end()
+                       ? known->mapping
+                       : memory::GuestMapping::from_fd(fds_[i].get(), wanted.mmap_offset, wanted.size, lane);
+    uint8_t* const host = mapping->data();
+    regions.push_back({wanted.gpa, wanted.size, wanted.uva, host, std::move(mapping)});
+  }
+  table_ = std::make_shared<const memory::RegionTable>(std::move(regions));
+  fds_.clear();
+}
+
 /// The whole table anew. The old one stays with whoever still reads it.
 void BackendSession::set_mem_table() {
   const auto table = request_->body<wire::MemTable>();
@@ -45,9 +72,8 @@ void BackendSession::set_mem_table() {
     check_total(total, table.regions[i].size, config_.max_guest_mem);
     total += table.regions[i].size;
   }
-  std::vector<memory::Region> regions;
-  for (uint32_t i = 0; i < table.count; ++i) regions.push_back(map_region(table.regions[i], request_->fds[i]));
-  change_memory(memory::RegionTable(std::move(regions)));
+  work_ = std::make_shared<MemoryWork>(std::vector(table.regions, table.regions + table.count),
+                                       std::move(request_->fds), state_.memory, false);
 }
 
 /// QEMU 7.2 says each addition and each removal once for every queue pair; the first time does it.
@@ -61,20 +87,25 @@ void BackendSession::add_mem_region() {
   uint64_t total = 0;
   for (const memory::Region& other : present) total += other.size;
   check_total(total, region.size, config_.max_guest_mem);
-  change_memory(state_.memory->with(map_region(region, request_->fds[0])));
+  work_ = std::make_shared<MemoryWork>(std::vector{region}, std::move(request_->fds), state_.memory, true);
 }
 
 /// A front end may send an fd along; it is closed with the message. The mmap offset says nothing here.
 void BackendSession::remove_mem_region() {
   const auto region = request_->body<wire::SingleMemRegion>().region;
   if (config_.queue_pairs > 1 && is_free(*state_.memory, region)) return;
-  change_memory(state_.memory->without(region.gpa, region.uva, region.size));
+  change_memory(
+      std::make_shared<const memory::RegionTable>(state_.memory->without(region.gpa, region.uva, region.size)));
 }
 
-/// Every ring is held: any of them may have copies in flight to what goes away.
-void BackendSession::change_memory(memory::RegionTable table) {
-  auto next = std::make_shared<const memory::RegionTable>(std::move(table));
-  when_held(every_ring(), [this, next] { state_.memory = next; });
+/// Rings have copies in flight to what goes away; what is merely added disturbs none.
+void BackendSession::change_memory(std::shared_ptr<const memory::RegionTable> table) {
+  const bool keeps_all = std::ranges::all_of(state_.memory->regions(), [&](const memory::Region& old) {
+    return std::ranges::any_of(table->regions(), [&](const memory::Region& now) { return now == old; });
+  });
+  if (keeps_all && table->regions().size() == state_.memory->regions().size()) return;
+  next().memory = std::move(table);
+  touch(started_rings(), keeps_all ? Hold::owned : Hold::drained);
 }
 
 }  // namespace vhost_ioat::vhost_user

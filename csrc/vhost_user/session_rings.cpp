@@ -22,16 +22,6 @@ void check_aligned(const char* what, uint64_t address, uint64_t alignment) {
 
 }  // namespace
 
-void BackendSession::retire(UniqueFd& fd) { retired_.push_back(std::move(fd)); }
-
-/// As GET_VRING_BASE leaves a ring: what its next start must say anew is gone.
-void BackendSession::forget_start(Vring& ring) {
-  ring.started = ring.polled = ring.has_addresses = false;
-  ring.desc_uva = ring.avail_uva = ring.used_uva = 0;
-  retire(ring.kick);
-  retire(ring.call);
-}
-
 uint32_t BackendSession::ring_of(uint64_t index) const {
   if (index < state_.vrings.size()) return static_cast<uint32_t>(index);
   throw Error(format("there is no ring %" PRIu64 ", this port has %zu (two for each of its queues)", index,
@@ -45,7 +35,9 @@ void BackendSession::set_vring_num() {
     throw Error(format("ring %u cannot have %u entries, but a power of two from 1 to %u (VIRTIO 1.2, 2.7)", ring, size,
                        max_ring_size));
   }
-  when_held(only(ring), [this, ring, size] { state_.vrings[ring].size = size; });
+  if (state_.vrings[ring].size == size) return;
+  next().vrings[ring].size = size;
+  if (state_.vrings[ring].started) touch(only(ring), Hold::drained);
 }
 
 /// Only stored: the memory they lie in may be told later, and what they mean is looked up when the ring runs.
@@ -56,39 +48,46 @@ void BackendSession::set_vring_addr() {
   check_aligned("descriptor table", address.desc, 16);
   check_aligned("available ring", address.avail, 2);
   check_aligned("used ring", address.used, 4);
-  when_held(only(ring), [this, ring, address] {
-    Vring& vring = state_.vrings[ring];
-    vring.desc_uva = address.desc;
-    vring.avail_uva = address.avail;
-    vring.used_uva = address.used;
-    vring.has_addresses = true;
-  });
+  if (state_.vrings[ring].same_addresses(address)) return;
+  Vring& vring = next().vrings[ring];
+  vring.desc_uva = address.desc;
+  vring.avail_uva = address.avail;
+  vring.used_uva = address.used;
+  vring.has_addresses = true;
+  if (state_.vrings[ring].started) touch(only(ring), Hold::drained);
 }
 
 void BackendSession::set_vring_base() {
   const auto state = request_->body<wire::VringState>();
   const uint32_t ring = ring_of(state.index), base = state.num;
   if (base > UINT16_MAX) throw Error(format("ring %u: base %u does not fit a 16-bit ring index", ring, base));
-  when_held(only(ring), [this, ring, base] { state_.vrings[ring].base = static_cast<uint16_t>(base); });
+  state_.vrings[ring].base = static_cast<uint16_t>(base);  // a ring that runs knows better
 }
 
+/// The ring stops. Its size and addresses stand until they are said anew: a front end may resume it with
+/// SET_VRING_BASE, _CALL and _KICK alone.
 void BackendSession::get_vring_base() {
   const uint32_t ring = ring_of(request_->body<wire::VringState>().index);
-  when_held(only(ring), [this, ring] {
-    reply_with(wire::VringState{ring, state_.vrings[ring].base});
-    forget_start(state_.vrings[ring]);
-  });
+  base_asked_ = ring;
+  Vring& vring = next().vrings[ring];
+  vring.started = vring.polled = false;
+  vring.kick.reset();
+  vring.call.reset();
+  if (state_.vrings[ring].started) touch(only(ring), Hold::drained);
 }
 
 void BackendSession::set_vring_enable() {
   const auto state = request_->body<wire::VringState>();
   const uint32_t ring = ring_of(state.index), enable = state.num;
   if (enable > 1) throw Error(format("ring %u: enable is %u, but it is 0 or 1", ring, enable));
-  when_held(only(ring), [this, ring, enable] { state_.vrings[ring].enabled = enable == 1; });
+  if (state_.vrings[ring].enabled == (enable == 1)) return;
+  next().vrings[ring].enabled = enable == 1;
+  if (state_.vrings[ring].started) touch(only(ring), Hold::drained);
 }
 
-/// SET_VRING_KICK starts the ring, whether it brings an fd or says that the ring is to be polled.
-void BackendSession::set_vring_fd(UniqueFd Vring::* which) {
+/// SET_VRING_KICK starts the ring, whether it brings an fd or says that the ring is to be polled. Fds of a ring that
+/// runs are exchanged without a drain: a monitor sends a new call fd each time its guest masks an interrupt.
+void BackendSession::set_vring_fd(SharedFd Vring::* which) {
   const auto value = request_->body<uint64_t>();
   if (value & ~(wire::vring_fd_index_mask | wire::vring_fd_none)) {
     throw Error(format("0x%" PRIx64 " has bits besides the ring (0-7) and \"no fd\" (8)", value));
@@ -100,14 +99,14 @@ void BackendSession::set_vring_fd(UniqueFd Vring::* which) {
                        none ? "one" : "none"));
   }
   if (!none) adopt_eventfd(request_->fds[0].get());
-  when_held(only(ring), [this, ring, which, none] {
-    Vring& vring = state_.vrings[ring];
-    retire(vring.*which);
-    if (!none) vring.*which = std::move(request_->fds[0]);
-    if (which != &Vring::kick) return;
+  Vring& vring = next().vrings[ring];
+  vring.*which = none ? nullptr : std::make_shared<const UniqueFd>(std::move(request_->fds[0]));
+  const bool starts = which == &Vring::kick && !vring.started;
+  if (which == &Vring::kick) {
     vring.started = true;
     vring.polled = none;
-  });
+  }
+  if (vring.started) touch(only(ring), starts ? Hold::drained : Hold::owned);
 }
 
 }  // namespace vhost_ioat::vhost_user

@@ -9,6 +9,7 @@ namespace vhost_ioat::virtio {
 enum class Feature : uint8_t {
   CSUM = 0,
   GUEST_CSUM = 1,
+  CTRL_GUEST_OFFLOADS = 2,
   MTU = 3,
   MAC = 5,
   GUEST_TSO4 = 7,

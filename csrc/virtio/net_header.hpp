@@ -10,6 +10,8 @@ namespace vhost_ioat::virtio {
 
 /// Largest packet a queue takes: 65535 bytes of IP, an Ethernet header and a VLAN tag.
 constexpr uint32_t max_packet = 65553;
+/// Shortest Ethernet frame, without its checksum (IEEE 802.3): a receive buffer is expected to hold it.
+constexpr uint32_t least_packet = 60;
 
 /// May this header stand before a packet of `len` bytes? (VIRTIO 1.2, 5.1.6.2.1: what a receiver must check.)
 inline bool valid(const NetHeader& h, uint32_t len) {
@@ -21,6 +23,15 @@ inline bool valid(const NetHeader& h, uint32_t len) {
   if (gso != NET_HDR_GSO_TCPV4 && gso != NET_HDR_GSO_TCPV6 && gso != NET_HDR_GSO_UDP_L4) return false;
   // A segment needs its partial checksum (5.1.6.2.1) and a size to be cut at.
   return (h.flags & NET_HDR_F_NEEDS_CSUM) != 0 && h.gso_size != 0 && h.hdr_len <= len;
+}
+
+/// Asks for segmentation without the partial checksum that must come with it (5.1.6.2.1).
+inline bool segment_without_checksum(const NetHeader& h) {
+  return h.gso_type != NET_HDR_GSO_NONE && !(h.flags & NET_HDR_F_NEEDS_CSUM);
+}
+/// ... but needs no segmentation: the packet is no longer than one segment.
+inline bool is_one_segment(const NetHeader& h, uint32_t len) {
+  return h.gso_size != 0 && h.hdr_len <= len && uint32_t{h.hdr_len} + h.gso_size >= len;
 }
 
 /// Is the segmentation that `h` asks for among what a driver with these features receives (5.1.3.1)?

@@ -45,6 +45,10 @@ std::string Fault::text() const {
       return format("guest address 0x%" PRIx64 ", length %" PRIu64 ", is not (wholly) in guest memory", value, limit);
     case Kind::memory_torn:
       return "guest memory was truncated below its mapping";
+    case Kind::walk:
+      return format("after %" PRIu64 " descriptors there were still no receive buffers of %" PRIu64
+                    " bytes together; give the device buffers that hold bytes (VIRTIO 1.2, 5.1.6.3.1)",
+                    value, limit);
   }
   return "unknown fault";
 }

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "base/budget.hpp"
 #include "base/ring_index.hpp"
 #include "memory/region_table.hpp"
 #include "virtio/features.hpp"
@@ -29,6 +30,7 @@ struct Fault {
     nested_indirect,
     unmapped,  // value: address, limit: length
     memory_torn,
+    walk,  // value: descriptors looked at, limit: bytes looked for
   };
   Kind kind = Kind::none;
   uint64_t value = 0, limit = 0;
@@ -164,21 +166,32 @@ class SplitRing {
 
   /// Walks the chain that starts at `head`: sink(addr, len, writable) for each descriptor of non-zero length; the walk
   /// ends early when it returns false. False is returned only for a fault, which breaks the ring.
+  ///
+  /// `steps` is what the caller's call may still walk (budget.hpp): one is taken for each descriptor, empty or not, and
+  /// the walk ends where there are none left.
   template <typename Sink>
-  bool walk(uint16_t head, const memory::RegionTable& memory, const memory::Region*& hint, Sink&& sink) noexcept {
+  bool walk(uint16_t head, const memory::RegionTable& memory, const memory::Region*& hint, uint32_t& steps,
+            Sink&& sink) noexcept {
     if (head >= size_) [[unlikely]]
       return fail({Fault::Kind::head, head, size_});
-    Walk state;
+    Walk state{steps};
     Entry d = descriptor(head);
-    for (uint32_t budget = size_;;) {  // 2.7.5.2: a chain is no longer than the queue
-      if (d.flags & DESC_F_INDIRECT) return walk_indirect(d, budget, state, memory, hint, sink);
+    for (uint32_t left = budget::descriptors_of_chain(size_);;) {
+      if (!state.step()) return true;
+      if (d.flags & DESC_F_INDIRECT) return walk_indirect(d, left, state, memory, hint, sink);
       if (!check(d, state)) return false;
       if (d.len != 0 && !sink(d.addr, d.len, (d.flags & DESC_F_WRITE) != 0)) return true;
       if (!(d.flags & DESC_F_NEXT)) return true;
       if (d.next >= size_) return fail({Fault::Kind::next, d.next, size_});
-      if (--budget == 0) return fail({Fault::Kind::chain_length, 0, size_});
+      if (--left == 0) return fail({Fault::Kind::chain_length, 0, size_});
       d = descriptor(d.next);
     }
+  }
+  /// One chain, whatever is left of any budget: as long as a chain may be.
+  template <typename Sink>
+  bool walk(uint16_t head, const memory::RegionTable& memory, const memory::Region*& hint, Sink&& sink) noexcept {
+    uint32_t steps = UINT32_MAX;
+    return walk(head, memory, hint, steps, sink);
   }
 
   /// Writes a used element; nobody sees it before publish(). VIRTIO 1.2, 2.7.8.2.
@@ -231,8 +244,15 @@ class SplitRing {
 
  private:
   struct Walk {
+    uint32_t& steps;
     uint64_t bytes = 0;
     bool writable_seen = false;
+
+    bool step() noexcept {
+      if (steps == 0) return false;
+      --steps;
+      return true;
+    }
   };
 
   bool fail(Fault fault) noexcept {
@@ -252,15 +272,16 @@ class SplitRing {
   }
 
   template <typename Sink>
-  bool walk_indirect(const Entry& table, uint32_t budget, Walk& state, const memory::RegionTable& memory,
+  bool walk_indirect(const Entry& table, uint32_t most, Walk& state, const memory::RegionTable& memory,
                      const memory::Region*& hint, Sink& sink) noexcept {
     if (!indirect_) return fail({Fault::Kind::indirect_feature, 0, 0});
     if (table.flags & DESC_F_NEXT)  // 2.7.5.3.1; WRITE on it is ignored, 2.7.5.3.2
       return fail({Fault::Kind::indirect_flags, table.flags, 0});
-    if (table.len == 0 || table.len % 16 != 0 || table.len / 16 > budget)
-      return fail({Fault::Kind::indirect_length, table.len, 16ull * budget});
+    if (table.len == 0 || table.len % 16 != 0 || table.len / 16 > most)
+      return fail({Fault::Kind::indirect_length, table.len, 16ull * most});
     const uint32_t entries = table.len / 16;
     for (uint32_t index = 0, left = entries;;) {
+      if (!state.step()) return true;
       Entry d;
       if (!indirect_entry(table.addr + 16ull * index, memory, hint, d))
         return fail({Fault::Kind::unmapped, table.addr + 16ull * index, 16});

@@ -17,6 +17,7 @@ __all__ = ["Devargs", "Options", "parse_devargs"]
 MAX_QUEUES = 128
 MAX_PATH = 107  # bytes: sockaddr_un.sun_path is 108 with its terminating NUL (unix(7))
 MIN_MEMPOOL = 1 << 20  # bytes: what one burst may take
+MAX_MEMPOOL = 1 << 43  # bytes: what an arena can count
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,63}")
 _SIZE = re.compile(r"([0-9]{1,19})([KMG]?)")
@@ -93,29 +94,40 @@ def _choice(*words: str) -> _Reader:
     return read
 
 
-def _size(low: int) -> _Reader:
+def _size(low: int, high: int = (1 << 63) - 1) -> _Reader:
     def read(key: str, value: object) -> int:
         if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
             value = int(match[1]) << _UNITS[match[2]]
         number = _index(value)
-        if number is None or not low <= number < 1 << 63:
-            _refuse(key, value, f"must be a number of bytes, at least {low} (suffixes K, M and G are known)")
+        if number is None or not low <= number <= high:
+            _refuse(key, value, f"must be a number of bytes from {low} to {high} (suffixes K, M and G are known)")
         return number
 
     return read
 
 
-def _path(key: str, value: object) -> str:
+def socket_path(key: str, value: object) -> str:
+    """The path of a Unix socket as text. An empty one would be bound to a name that nobody knows."""
     try:
         text = os.fsdecode(value)  # type: ignore[arg-type]
+        length = len(os.fsencode(text))
     except TypeError:
         _refuse(key, value, "must be the path of a socket")
+    except UnicodeError:
+        _refuse(key, ascii(value), "this text cannot be a path in the encoding of this system")
     if not text:
-        raise ConfigError("iface is missing: give the path of the vhost-user socket, as in iface=/tmp/vhost0.sock")
-    if "," in text or "\0" in text:
-        _refuse(key, ascii(text), "a path with a comma or a NUL cannot be given as a devarg")
-    if (length := len(os.fsencode(text))) > MAX_PATH:
+        raise ConfigError(f"{key} is missing: give the path of the socket, as in /tmp/vhost0.sock")
+    if "\0" in text:
+        _refuse(key, ascii(text), "a path has no NUL")
+    if length > MAX_PATH:
         _refuse(key, text, f"the path has {length} bytes, a socket's path may have {MAX_PATH}; use a shorter directory")
+    return text
+
+
+def _path(key: str, value: object) -> str:
+    text = socket_path(key, value)
+    if "," in text:
+        _refuse(key, ascii(text), "a path with a comma cannot be given as a devarg")
     return text
 
 
@@ -250,7 +262,7 @@ class Devargs:
     publish: Literal["cpu", "dma"] = _option("cpu", _choice("cpu", "dma"))
     sw_mode: Literal["threaded", "inline", "stepped"] = _option("threaded", _choice("threaded", "inline", "stepped"))
     socket_mode: int = _option(0o600, _mode, "{:04o}".format)
-    mempool: int = _option(64 << 20, _size(MIN_MEMPOOL))
+    mempool: int = _option(64 << 20, _size(MIN_MEMPOOL, MAX_MEMPOOL))
     max_guest_mem: int | None = _option(None, _optional(_size(4096)))
     mrg_rxbuf: bool = _switch()
     csum: bool = _switch()

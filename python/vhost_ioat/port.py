@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import itertools
 import logging
+import os
 import threading
 import weakref
 from types import TracebackType
@@ -15,7 +16,8 @@ from typing import Literal, Self, Unpack
 
 from . import _core
 from .devargs import Devargs, Options, parse_devargs
-from .records import Engine, Event, Link, PortInfo, Region, Ring, Stats
+from .errors import VhostIoatError
+from .records import Engine, Event, Link, Mempool, PortInfo, Region, Ring, Stats
 
 __all__ = ["EthVhost", "forward"]
 
@@ -23,6 +25,7 @@ _log = logging.getLogger("vhost_ioat")
 _log.addHandler(logging.NullHandler())
 
 _numbers = itertools.count()
+_exiting = False
 _open_ports: weakref.WeakSet[EthVhost] = weakref.WeakSet()
 
 
@@ -95,6 +98,8 @@ class EthVhost(_core.Port):
             OSError: The directory is missing, the address is in use, permission is denied.
             VhostIoatError: The port is closed.
         """
+        if _exiting:
+            return  # nobody would take the socket away again
         try:
             super().start()
         finally:
@@ -103,20 +108,27 @@ class EthVhost(_core.Port):
     def stop(self) -> None:
         """Drop the link and leave the socket; the port may be started again. Packets in flight complete first.
 
-        Releases the GIL.
+        Another thread that polls the port gets empty bursts from here on; a "port" event names the thread that stopped
+        it, and `info().state` is "stopped". Releases the GIL.
         """
+        running = self._state() not in ("stopped", "closed")
         super().stop()
+        if running:
+            self._report(f"stopped by thread {threading.current_thread().name}")
         self._write_log()
 
     def close(self) -> None:
         """Stop for good and give everything back; any thread, any number of times.
 
-        Bursts that run in other threads finish, later calls raise. Bursts received before stay readable.
+        Bursts that run in other threads finish, later calls raise; a "port" event names the thread that closed it.
+        Bursts received before stay readable. In a child of fork() the port stays the parent's, and nothing happens.
         Releases the GIL.
         """
         super().close()
-        _open_ports.discard(self)
-        self._write_log()
+        if self in _open_ports:
+            _open_ports.discard(self)
+            self._report(f"closed by thread {threading.current_thread().name}")
+            self._write_log()
 
     def __enter__(self) -> Self:
         self.start()
@@ -163,6 +175,8 @@ class EthVhost(_core.Port):
             rings=tuple(Ring(*ring) for ring in raw["rings"]),
             engines=tuple(Engine(*engine) for engine in raw["engines"]),
             last_error=raw["last_error"],
+            state=self._state(),
+            mempools=tuple(Mempool(*mempool) for mempool in raw["mempools"]),
         )
 
     def events(self, timeout: float = 0.0) -> list[Event]:
@@ -182,7 +196,10 @@ class EthVhost(_core.Port):
                 _log.log(level, "%s: %s", self.name, text)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.devargs}: {self._state()}>"
+        try:
+            return f"<{type(self).__name__} {self.devargs}: {self._state()}>"
+        except (VhostIoatError, AttributeError):
+            return f"<{type(self).__name__}: not initialised, or of the parent process>"
 
     __signature__ = inspect.signature(Devargs).replace(
         parameters=[
@@ -193,10 +210,20 @@ class EthVhost(_core.Port):
     )
 
 
+os.register_at_fork(after_in_child=_open_ports.clear)  # they are the parent's
+
+
 @atexit.register
 def _close_ports() -> None:
+    """Take the sockets away. A daemon thread that polls a port gets empty bursts till it ends, and no exception."""
+    global _exiting  # noqa: PLW0603
+    _exiting = True
+    alone = threading.active_count() == 1
     for port in list(_open_ports):
-        port.close()
+        if alone:
+            port.close()
+        else:
+            port.stop()
 
 
 def forward(
@@ -206,28 +233,47 @@ def forward(
     *,
     seconds: float | None = None,
     burst: int = 64,
+    on_full: Literal["drop", "retry"] = "drop",
 ) -> Stats:
     """Forward packets between two ports, both ways and on all queues, in a native loop; `a` and `b` may be the same.
 
-    Queue N of one port goes to queue N of the other, modulo its number of queues. What the destination does not take
-    is dropped. Releases the GIL; Ctrl-C ends it.
+    Queue N of one port goes to queue N of the other, modulo its number of queues. Releases the GIL; Ctrl-C ends it.
+    Every packet received is sent, dropped, or consumed: ipackets = what the ports' tx_burst took + dropped + consumed.
 
     Args:
         a: One port.
         b: The other port.
         mode: "io" changes nothing, "macswap" exchanges the MAC addresses, "icmpecho" answers ARP and ICMP echo requests
-            to where they came from, "rxonly" drops what comes, "txonly" sends 64-byte UDP packets.
+            to where they came from and consumes all else, "rxonly" consumes what comes, "txonly" sends 64-byte UDP
+            packets, as many as are taken.
         seconds: How long; None: until Ctrl-C.
         burst: Packets taken at a time, 1 to 1024.
+        on_full: What becomes of packets that the destination does not take. "drop": they are dropped. "retry": they are
+            offered again, and meanwhile nothing is received from the queue they came from, so that its guest is slowed
+            down. At most one burst waits for each queue and direction. Also with "retry" packets are dropped when the
+            link is down, when the ring is stopped or broken, and at the end.
 
     Returns:
-        What both ports together received and sent meanwhile.
+        What both ports together received and sent meanwhile; `dropped` are the packets it had to drop, `consumed` those
+        that the mode does not send on.
+
+    Raises:
+        ConfigError: Another mode or on_full, or a burst out of range.
+        VhostIoatError: A port is closed, or another thread is inside one of the queues.
     """
     ports = {a, b}
     before = sum((port.stats() for port in ports), Stats())
+    forwarder = _core.Forwarder(a, b, mode, burst, on_full)
     try:
-        _core.forward(a, b, mode, seconds, burst)
+        forwarder.run(seconds)
     except KeyboardInterrupt:
         if seconds is not None:
             raise
-    return sum((port.stats() for port in ports), Stats()) - before
+    finally:
+        forwarder.finish()
+    sides = forwarder.sides()
+    return dataclasses.replace(
+        sum((port.stats() for port in ports), Stats()) - before,
+        dropped=sum(side["dropped_full"] + side["dropped_down"] for side in sides),
+        consumed=sum(side["consumed"] for side in sides),
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import add, sub
 from typing import Any
 
-__all__ = ["Engine", "Event", "Link", "PortInfo", "Region", "Ring", "Stats"]
+__all__ = ["Engine", "Event", "Link", "Mempool", "PortInfo", "Region", "Ring", "Stats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,13 @@ class Stats:
     Attributes:
         ipackets, opackets, ibytes, obytes: Received; published to the guest.
         imissed: Dropped by the port because their ring was disabled.
-        ierrors: Malformed, from the guest.
+        ierrors: Malformed, from the guest; xstats has each reason (`rx_qN_..._dropped`).
         oerrors: Taken by `tx_burst` and dropped, because the queue can never take them.
-        rx_nombuf: Times packets had to wait because the port's packet memory was exhausted.
+        rx_nombuf: Times there was no packet memory: packets had to wait, or one was dropped because no piece of it was
+            large enough (`rx_qN_nombuf_dropped` of xstats counts these alone).
         q_ipackets, q_opackets, q_ibytes, q_obytes, q_errors: The same for each queue.
+        dropped: Of forward(): packets received that it had to drop, because the other port did not take them.
+        consumed: Of forward(): packets received that its mode does not send on.
     """
 
     ipackets: int = 0
@@ -39,6 +42,8 @@ class Stats:
     q_ibytes: tuple[int, ...] = ()
     q_obytes: tuple[int, ...] = ()
     q_errors: tuple[int, ...] = ()
+    dropped: int = 0
+    consumed: int = 0
 
     def __add__(self, other: Stats) -> Stats:
         return self._combine(other, add)
@@ -118,6 +123,24 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
+class Mempool:
+    """The packet memory of an rx queue: its share of `mempool`.
+
+    Attributes:
+        queue: Number of the rx queue.
+        size: Bytes.
+        in_use: Bytes held by bursts, and by copies in flight that read them.
+        largest_free: Bytes of the largest piece that is free; a burst needs one for all its packets, so a packet that
+            is longer cannot be received.
+    """
+
+    queue: int
+    size: int
+    in_use: int
+    largest_free: int
+
+
+@dataclass(frozen=True, slots=True)
 class PortInfo:
     """A port as it is now.
 
@@ -131,6 +154,8 @@ class PortInfo:
         rings: The vrings the front end has set up.
         engines: The DMA engines, one for each tx queue that has one.
         last_error: The last thing that went wrong, in a sentence, or None.
+        state: "stopped", "listening", "connecting", "up" or "closed".
+        mempools: The packet memory of each rx queue.
     """
 
     driver: str
@@ -145,6 +170,8 @@ class PortInfo:
     rings: tuple[Ring, ...]
     engines: tuple[Engine, ...]
     last_error: str | None
+    state: str = "stopped"
+    mempools: tuple[Mempool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +179,8 @@ class Event:
     """Something that happened to a port, not asked for.
 
     Attributes:
-        kind: "link", "queue", "engine" or "peer" (a guest or front end broke a rule).
+        kind: "link", "queue", "engine", "peer" (a guest or front end broke a rule) or "port" (stopped or closed, and
+            by which thread).
         queue: Queue number, or None when it is about the port.
         rx: For a queue: True for rxq, False for txq.
         enabled: For "link" and "queue": the new state.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -15,32 +16,44 @@ using namespace vhost_user;
 
 /// A device that writes down what a session asks of it, and can be told not to hold at once.
 struct FakeDevice : Device {
-  bool hold(const RingSet& rings) override {
-    CHECK_MESSAGE(held.none(), "one hold at a time");
+  void prepare(const RingSet& rings, const SessionState&) override {
+    if (fails_to_prepare) throw std::bad_alloc();
+    prepared = rings;
+  }
+  void prepare_halt() noexcept override { prepared.reset(); }
+  bool hold(const RingSet& rings, Hold how) noexcept override {
+    CHECK_MESSAGE((held & ~rings).none(), "one hold at a time, but for the end, which extends it to all");
     held = rings;
+    drains += how == Hold::drained;
     ++holds;
     return holds_at_once;
   }
-  uint16_t ring_base(uint32_t ring) override {
+  std::optional<uint16_t> ring_base(uint32_t ring) noexcept override {
     CHECK(held[ring]);
     return bases[ring];
   }
-  void release(const RingSet& rings, const SessionState& state) override {
+  void commit(const RingSet& rings, const SessionState& next) noexcept override {
     CHECK(rings == held);
-    held.reset();
-    for (uint32_t i = 0; i < state.vrings.size(); ++i) {
-      if (rings[i]) bases[i] = state.vrings[i].base;
-    }
-    memory = state.memory;
-    released.push_back(rings);
+    CHECK(rings == prepared);
+    let_go(rings, next.memory);
   }
-  void announce(const uint8_t (&mac)[6]) override { announced.assign(mac, mac + 6); }
+  void halt() noexcept override { let_go(held, nullptr); }
+  void announce(const uint8_t (&mac)[6]) noexcept override { announced.assign(mac, mac + 6); }
 
+  void let_go(const RingSet& rings, std::shared_ptr<const memory::RegionTable> now) {
+    released.push_back(rings);
+    memory = std::move(now);
+    held.reset();
+    prepared.reset();
+  }
+
+  bool fails_to_prepare = false;
   bool holds_at_once = true;
   RingSet held;
-  int holds = 0;
+  int holds = 0, drains = 0;
+  RingSet prepared;
   std::vector<RingSet> released;
-  uint16_t bases[max_vrings] = {};
+  std::optional<uint16_t> bases[max_vrings];  // of rings that run
   std::shared_ptr<const memory::RegionTable> memory;
   std::vector<uint8_t> announced;
 };
@@ -53,7 +66,12 @@ struct SessionBench {
 
   Next send(Message message) {
     reply.reset();
-    return session.receive(std::move(message), reply);
+    Next next = session.receive(std::move(message), reply);
+    if (next == Next::suspended && session.work()) {  // an endpoint has it done by a helper
+      session.work()->run(nullptr);
+      next = session.resume(reply);
+    }
+    return next;
   }
   Next send(Request request) { return send(Message(request)); }
   Next send(Request request, const auto& body) { return send(Message(request, body)); }

@@ -17,6 +17,7 @@
 #include "port/eth_vhost.hpp"
 #include "vhost_user/frontend.hpp"
 #include "virtio/driver_ring.hpp"
+#include "watchdog.hpp"
 
 using namespace vhost_ioat;
 using namespace std::chrono_literals;
@@ -88,7 +89,7 @@ struct Loaded {
       : path(format("/tmp/vhost_ioat_test_port.%d", ::getpid())), port(config(path, publish)) {
     port.start();
     front.emplace(path);
-    REQUIRE(port.wait_link(true, Clock::now() + 10s));
+    REQUIRE(port.wait_link(true, testing::watchdog_end()));
     uint32_t sent = 0;
     while (sent < packets) {
       virtio::Burst burst = virtio::Burst::allocate(*port::common_arena(), 50, packet_len);
@@ -164,19 +165,17 @@ TEST_CASE("port: a region is removed when no copy uses it any more") {
     loaded.front->frontend->remove_mem_region(loaded.front->buffers());
     loaded.check_all_published();
     // The acknowledgement goes out before the port has told itself.
-    const auto deadline = Clock::now() + 10s;
-    while (loaded.port.info().regions.size() != 1 && Clock::now() < deadline) std::this_thread::yield();
-    CHECK(loaded.port.info().regions.size() == 1);
+    CHECK(testing::eventually([&] { return loaded.port.info().regions.size() == 1; }));
   });
 }
 
 TEST_CASE("port: a front end that vanishes is let go after its copies, and the next one is served") {
   with_copies_in_flight([](Loaded& loaded) {
     loaded.front->frontend.reset();
-    CHECK(loaded.port.wait_link(false, Clock::now() + 10s));
+    CHECK(loaded.port.wait_link(false, testing::watchdog_end()));
     loaded.check_all_published();  // the memory is still ours to look at
     Front next(loaded.path);
-    CHECK(loaded.port.wait_link(true, Clock::now() + 10s));
+    CHECK(loaded.port.wait_link(true, testing::watchdog_end()));
   });
 }
 
@@ -212,8 +211,7 @@ TEST_CASE("port: an engine that hangs in its reset is revoked, and the CPU makes
     loaded.port.engine_model(0)->inject(dma::IoatModel::Fault::reset_hang);
     loaded.port.engine_model(0)->inject(dma::IoatModel::Fault::error, 100, 8);
     loaded.let_engine_work();
-    const auto deadline = Clock::now() + 20s;
-    while (loaded.port.tx_pending(0) != 0 && Clock::now() < deadline) std::this_thread::yield();
+    REQUIRE(testing::eventually([&] { return loaded.port.tx_pending(0) == 0; }));
     loaded.check_all_published();
     const auto engines = loaded.port.info().engines;
     REQUIRE(engines.size() == 1);

@@ -2,38 +2,36 @@
 #include <sys/epoll.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <chrono>
-#include <filesystem>
 #include <future>
+#include <memory>
+#include <new>
 #include <stdexcept>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "base/event_loop.hpp"
+#include "base/port_loop.hpp"
 #include "base/unique_fd.hpp"
 #include "doctest/doctest.h"
 #include "open_fds.hpp"
+#include "watchdog.hpp"
 
 using namespace std::chrono_literals;
 using namespace vhost_ioat;
 using Clock = EventLoop::Clock;
 
-namespace {
-
-size_t threads() {
-  return static_cast<size_t>(std::distance(std::filesystem::directory_iterator("/proc/self/task"), {}));
-}
-
-}  // namespace
-
 TEST_CASE("event loop: everybody gets the same loop, and it ends with the last user") {
-  const size_t threads_before = threads(), fds_before = testing::open_fds();
+  const size_t fds_before = testing::open_fds_at_rest();
   {
     const auto loop = EventLoop::get();
     CHECK(EventLoop::get() == loop);
-    CHECK(threads() == threads_before + 1);
+    CHECK(testing::threads() == testing::threads_at_start + 1);
   }
-  CHECK(threads() == threads_before);
+  CHECK(testing::eventually([] { return testing::threads() == testing::threads_at_start; }));
   CHECK(testing::open_fds() == fds_before);
   CHECK_FALSE(EventLoop::get()->forked());  // and starts again
 }
@@ -66,30 +64,120 @@ TEST_CASE("event loop: timers run once, by time, and not when cancelled") {
   std::vector<int> order;
   std::promise<void> last;
   const auto start = Clock::now();
+  const auto note = [&](int number) { return EventLoop::Callback([&order, number] { order.push_back(number); }); };
+  EventLoop::Timer zero(loop, note(0)), one(loop, note(1)), two(loop, note(2)), three(loop, note(3));
+  EventLoop::Timer cancels(loop, [&] { two.cancel(); }), ends(loop, [&] { last.set_value(); });
   loop->run([&] {
-    loop->call_at(start + 3ms, [&] { order.push_back(3); });
-    loop->call_at(start + 500us, [&] { order.push_back(1); });
-    const auto never = loop->call_at(start + 2ms, [&] { order.push_back(2); });
-    loop->call_at(start + 1ms, [&, never] { loop->cancel(never); });
-    loop->call_at(start + 5ms, [&] { last.set_value(); });
-    loop->call_at(start - 1h, [&] { order.push_back(0); });
+    three.arm(start + 1h);
+    three.arm(start + 3ms);  // moves it
+    one.arm(start + 500us);
+    two.arm(start + 2ms);
+    cancels.arm(start + 1ms);
+    ends.arm(start + 5ms);
+    zero.arm(start - 1h);
+    CHECK(two.armed());
   });
   last.get_future().get();
   CHECK(Clock::now() - start >= 5ms);
   CHECK(order == std::vector<int>{0, 1, 3});
+  loop->run([&] { CHECK_FALSE(two.armed()); });
+}
+
+TEST_CASE("event loop: a due timer may be cancelled, and any timer destroyed, by one before it") {
+  const auto loop = EventLoop::get();
+  int calls = 0;
+  EventLoop::Timer second(loop, [&] { ++calls; });
+  auto third = std::make_unique<EventLoop::Timer>(loop, [&] { ++calls; });
+  std::unique_ptr<EventLoop::Timer> itself;
+  EventLoop::Timer first(loop, [&] {
+    second.cancel();
+    third.reset();
+  });
+  itself = std::make_unique<EventLoop::Timer>(loop, [&] {
+    itself.reset();
+    ++calls;
+  });
+  std::promise<void> last;
+  EventLoop::Timer ends(loop, [&] { last.set_value(); });
+  loop->run([&] {
+    const auto when = Clock::now();
+    for (EventLoop::Timer* timer : {&first, &second, third.get(), itself.get(), &ends}) timer->arm(when);
+  });
+  last.get_future().get();
+  loop->run([&] { CHECK(calls == 1); });
 }
 
 TEST_CASE("event loop: a timer that asks for itself again at once does not keep others waiting") {
   const auto loop = EventLoop::get();
-  std::function<void()> again = [&] { loop->call_at(Clock::now(), again); };
-  loop->run(again);
+  bool again = true;
+  std::unique_ptr<EventLoop::Timer> timer;
+  timer = std::make_unique<EventLoop::Timer>(loop, [&] {
+    if (again) timer->arm(Clock::now());
+  });
+  EventLoop::Posted posted(loop, [&] {
+    if (again) posted.post();
+  });
+  loop->run([&] {
+    timer->arm(Clock::now());
+    posted.post();
+  });
   bool ran = false;
   loop->run([&] {
     ran = true;
-    again = [] {};
+    again = false;
   });
   CHECK(ran);
   loop->run([] {});
+  loop->run([&] { timer.reset(); });
+}
+
+TEST_CASE("event loop: a call made ready is posted once, however often it is asked for, and may be withdrawn") {
+  const auto loop = EventLoop::get();
+  int calls = 0, never = 0;
+  EventLoop::Posted call(loop, [&] { ++calls; });
+  auto withdrawn = std::make_unique<EventLoop::Posted>(loop, [&] { ++never; });
+  loop->run([&] {
+    for (int i = 0; i < 3; ++i) {
+      call.post();
+      withdrawn->post();
+    }
+    withdrawn.reset();
+  });
+  loop->run([&] { CHECK(calls == 1); });
+  call.post();
+  loop->run([&] { CHECK(calls == 2); });
+  CHECK(never == 0);
+}
+
+TEST_CASE("port loop: what a callback throws ends at the port's barrier, and the loop and its other users go on") {
+  const auto loop = EventLoop::get();
+  std::vector<std::string> told;
+  const auto port = std::make_shared<PortLoop>(loop, [&](const char* what) { told.emplace_back(what); });
+  UniqueFd fd = make_eventfd();
+  eventfd_signal(fd.get());
+  EventLoop::Timer timer(port, [] { throw std::bad_alloc(); });
+  EventLoop::Posted posted(port, [] { throw std::system_error(EMFILE, std::generic_category(), "dup"); });
+  std::promise<void> last;
+  EventLoop::Timer ends(loop, [&] { last.set_value(); });
+  port->run([&] {
+    timer.arm(Clock::now());
+    posted.post();
+    port->post([] { throw 42; });
+    port->add_fd(fd.get(), EPOLLIN, [&](uint32_t) {
+      port->remove_fd(fd.get());
+      throw std::runtime_error("fd");
+    });
+    ends.arm(Clock::now() + 1ms);
+  });
+  last.get_future().get();
+  loop->run([] {});
+  CHECK_THROWS_AS(port->run([] { throw std::runtime_error("the caller's"); }), std::runtime_error);
+  std::ranges::sort(told);
+  REQUIRE(told.size() == 4);
+  CHECK(told[0] == "an exception of an unknown type");
+  CHECK(told[1].find("dup") == 0);
+  CHECK(told[2] == "fd");
+  CHECK(told[3] == "std::bad_alloc");
 }
 
 TEST_CASE("event loop: an fd removed by an earlier callback of the same round is not called") {
@@ -127,7 +215,7 @@ TEST_CASE("event loop: events asked for can be changed") {
 }
 
 TEST_CASE("event loop: the last user may let go on the loop's own thread") {
-  const size_t fds_before = testing::open_fds();
+  const size_t fds_before = testing::open_fds_at_rest();
   auto loop = EventLoop::get();
   std::promise<void> gone;
   EventLoop* const raw = loop.get();
@@ -136,9 +224,7 @@ TEST_CASE("event loop: the last user may let go on the loop's own thread") {
     gone.set_value();
   });
   gone.get_future().get();
-  const auto deadline = Clock::now() + 10s;
-  while (testing::open_fds() != fds_before && Clock::now() < deadline) std::this_thread::yield();
-  CHECK(testing::open_fds() == fds_before);
+  CHECK(testing::eventually([&] { return testing::open_fds() == fds_before; }));
 }
 
 #ifndef __SANITIZE_THREAD__  // it forbids new threads in a forked child
@@ -152,13 +238,15 @@ TEST_CASE("event loop: a forked child leaves the parent's loop alone and may hav
       called.set_value();
     });
   });
+  EventLoop::Timer timer(loop, [] {});
   const pid_t child = ::fork();
   if (child == 0) {
     bool right = loop->forked() && !loop->on_loop_thread();
     loop->remove_fd(fd.get());
     loop->post([&] { right = false; });
     loop->run([&] { right = false; });
-    right = right && loop->call_at(Clock::now(), [] {}) == 0;
+    timer.arm(Clock::now());
+    right = right && !timer.armed();
     loop.reset();
     bool own = false;
     EventLoop::get()->run([&] { own = true; });

@@ -15,6 +15,7 @@
 #include "guest/guest.hpp"
 #include "port/eth_vhost.hpp"
 #include "virtio/net_header.hpp"
+#include "watchdog.hpp"
 
 using namespace vhost_ioat;
 using namespace vhost_ioat::guest;
@@ -25,14 +26,13 @@ using virtio::FeatureSet;
 namespace {
 
 using Bytes = std::vector<uint8_t>;
-using Clock = std::chrono::steady_clock;
 
 std::string socket_path() {
   static int n = 0;
   return format("/tmp/vhost_ioat_test_guest.%d.%d", getpid(), n++);
 }
 
-const vhost_user::Patience patience{10s, [] {}};
+const vhost_user::Patience patience{testing::watchdog, [] {}};
 
 /// A port and a guest, linked.
 struct Pair {
@@ -50,7 +50,7 @@ struct Pair {
   }
   void connect() {
     guest.connect(patience);
-    REQUIRE(port.wait_link(true, Clock::now() + 10s));
+    REQUIRE(port.wait_link(true, testing::watchdog_end()));
   }
 
   bool send(const Bytes& packet, const virtio::NetHeader& header = {}, uint32_t queue = 0) {
@@ -58,12 +58,9 @@ struct Pair {
     return guest.send(queue, {&one, 1}) == 1;
   }
   virtio::Burst receive(uint32_t queue = 0) {
-    const auto until = Clock::now() + 10s;
-    for (;;) {
-      virtio::Burst burst = guest.receive(queue, 32, *arena);
-      if (burst.count != 0 || Clock::now() > until) return burst;
-      std::this_thread::yield();
-    }
+    virtio::Burst burst;
+    testing::eventually([&] { return (burst = guest.receive(queue, 32, *arena)).count != 0; });
+    return burst;
   }
 
   port::EthVhost port;
@@ -73,11 +70,11 @@ struct Pair {
 
 /// Sends packets to the port, which returns them, until all are back.
 void check_round_trip(Pair& pair, const std::vector<Bytes>& packets, uint32_t queue = 0) {
-  const auto until = Clock::now() + 30s;
+  testing::Watchdog dog;
   size_t sent = 0, back = 0;
   std::vector<std::pair<virtio::Burst, uint32_t>> at_port;  // and how many of it were sent on
   while (back < packets.size()) {
-    REQUIRE(Clock::now() < until);
+    REQUIRE(dog.watches());
     while (sent < packets.size() && pair.send(packets[sent], {}, queue)) ++sent;
     if (virtio::Burst burst = pair.port.rx_burst(queue, 32); burst.count != 0)
       at_port.emplace_back(std::move(burst), 0);
@@ -211,7 +208,7 @@ TEST_CASE("a guest comes back after it left in any way, or after the port did") 
     const auto packets = random_packets(40, {60, 3000});
     const auto leave_and_return = [&](auto leave) {
       leave();
-      REQUIRE(pair.port.wait_link(false, Clock::now() + 10s));
+      REQUIRE(pair.port.wait_link(false, testing::watchdog_end()));
       pair.connect();
       check_round_trip(pair, packets);
     };
@@ -265,7 +262,7 @@ TEST_CASE("a guest sleeps until a packet comes") {
   burst.lengths[0] = 60;
   burst.headers[0] = {};
   REQUIRE(pair.port.tx_burst(0, port::PacketView::of(burst)) == 1);
-  CHECK(poll(&call, 1, 10000) == 1);
+  CHECK(poll(&call, 1, testing::watchdog_ms) == 1);
   CHECK(pair.receive().count == 1);
 }
 
@@ -283,7 +280,7 @@ TEST_CASE("a guest that sleeps is told of a packet that an engine copied, even i
       REQUIRE_FALSE(pair.guest.enable_interrupt(0));
       REQUIRE(pair.port.tx_burst(0, port::PacketView::of(burst)) == 1);
       pollfd call{pair.guest.receive_fd(0), POLLIN, 0};
-      REQUIRE(poll(&call, 1, 10000) == 1);
+      REQUIRE(poll(&call, 1, testing::watchdog_ms) == 1);
       REQUIRE(pair.receive().count == 1);
     }
     CHECK(pair.port.tx_pending(0) == 0);

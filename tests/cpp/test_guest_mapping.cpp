@@ -121,13 +121,37 @@ TEST_CASE("a region that its file does not hold is refused") {
         std::string::npos);
 }
 
-TEST_CASE("memory on a foreign file system is refused with a hint") {
-  const UniqueFd fd(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
-  CHECK(message_of([&] { GuestMapping::from_fd(fd.get(), 0, page); }).find("memory-backend-memfd") !=
-        std::string::npos);
-  const UniqueFd event = make_eventfd();
-  CHECK_THROWS_AS(GuestMapping::from_fd(event.get(), 0, page), Error);
-  CHECK_THROWS_AS(GuestMapping::from_fd(-1, 0, page), std::system_error);
+TEST_CASE("memory that cannot be shared is told from what is wrong, with its reason and a hint") {
+  const auto reason = [](int fd) {
+    try {
+      GuestMapping::from_fd(fd, 0, page);
+    } catch (const NotShared& why) {
+      return std::string(why.what());
+    }
+    return std::string();
+  };
+  const UniqueFd disk(open("/proc/self/exe", O_RDONLY | O_CLOEXEC)), event = make_eventfd();
+  const UniqueFd zero(open("/dev/zero", O_RDWR | O_CLOEXEC)), folder(open("/dev/shm", O_RDONLY | O_CLOEXEC));
+  for (const int fd : {disk.get(), event.get(), zero.get(), -1}) {
+    CHECK(reason(fd).find("memory-backend-memfd") != std::string::npos);
+  }
+  const UniqueFd file = memory_file(page);
+  const std::string path = format("/proc/self/fd/%d", file.get());
+  const UniqueFd rom(open(path.c_str(), O_RDONLY | O_CLOEXEC)), name(open(path.c_str(), O_PATH | O_CLOEXEC));
+  CHECK(reason(rom.get()) == "its fd is open for reading only, as of a ROM");
+  CHECK(reason(name.get()).find("is no file") != std::string::npos);
+
+  const UniqueFd sealed(memfd_create("sealed", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  REQUIRE(ftruncate(sealed.get(), static_cast<off_t>(page)) == 0);
+  REQUIRE(fcntl(sealed.get(), F_ADD_SEALS, F_SEAL_WRITE) == 0);
+  CHECK(reason(sealed.get()) == "its file is sealed against writing");
+  const UniqueFd later(memfd_create("sealed", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  REQUIRE(ftruncate(later.get(), static_cast<off_t>(page)) == 0);
+  if (fcntl(later.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE) == 0) {
+    CHECK(reason(later.get()) == "its file is sealed against writing");
+  }
+  CHECK(reason(file.get()) == "");
+  CHECK_THROWS_AS(GuestMapping::from_fd(folder.get(), 0, page), std::exception);
 }
 
 TEST_CASE("huge pages are mapped whole, and torn ones mended") {
@@ -236,11 +260,35 @@ TEST_CASE("an ignored bus error is ignored when it was sent") {
   CHECK(WEXITSTATUS(status) == 0);
 }
 
-TEST_CASE("a forked child does not have guest memory") {
-  auto mapping = GuestMapping::memfd(page);
-  const int status = in_child([&] {
+namespace {
+/// 0: the child has it, and it reads as the parent wrote it. 1: it has not.
+int status_in_child(const GuestMapping& mapping) {
+  return in_child([&] {
     std::vector<unsigned char> resident(1);
-    _exit(mincore(mapping->data(), page, resident.data()) == 0 ? 1 : 0);  // fails on what is not mapped
+    if (mincore(mapping.data(), page, resident.data()) != 0) _exit(1);  // it fails on what is not mapped
+    _exit(mapping.data()[0] == 7 ? 0 : 2);
   });
-  CHECK(WEXITSTATUS(status) == 0);
+}
+}  // namespace
+
+TEST_CASE("a forked child does not have a front end's memory") {
+  auto ours = GuestMapping::memfd(page);
+  auto mapping = GuestMapping::from_fd(ours->fd(), 0, page);
+  CHECK(WEXITSTATUS(status_in_child(*mapping)) == 1);
+}
+
+TEST_CASE("a forked child has memory of our own, which it may have views of") {
+  for (const auto& mapping : {GuestMapping::anonymous(page), GuestMapping::memfd(page)}) {
+    mapping->data()[0] = 7;
+    CHECK(WEXITSTATUS(status_in_child(*mapping)) == 0);
+  }
+}
+
+TEST_CASE("what a forked child writes to anonymous memory is its own") {
+  auto mapping = GuestMapping::anonymous(page);
+  in_child([&] {
+    mapping->data()[0] = 9;
+    _exit(0);
+  });
+  CHECK(mapping->data()[0] == 0);
 }

@@ -20,7 +20,7 @@ bool signalled(int eventfd) {
 
 port::RingSetup with_call(const GuestRig& guest, const UniqueFd& call) {
   port::RingSetup setup = guest.setup();
-  setup.call = call.duplicate();
+  setup.call = std::make_shared<const UniqueFd>(call.duplicate());
   return setup;
 }
 
@@ -52,6 +52,35 @@ TEST_CASE("setup: nothing of an old memory table is used after a new one came") 
     }
     guest.driver().start(guest.at(), 256, virtio::supported_features);
   }
+}
+
+TEST_CASE("setup: a broken ring starts anew in its old place with the scratch that it has") {
+  GuestRig guest(64);
+  port::RxQueue rx;
+  rx.setup(guest.setup());
+  port::TxQueue tx;
+  tx.setup(guest.setup());
+  auto* avail_index = reinterpret_cast<uint16_t*>(guest.at().avail + 2);
+  *avail_index = 1000;
+  CHECK(rx.dequeue(*guest.arena(), 32).count == 0);
+  CHECK(tx.enqueue(PacketView::of(guest.burst({pattern(60, 1)}))) == 0);
+  CHECK((rx.ring().fault() && tx.ring().fault()));
+  *avail_index = 0;
+  // As the port does for a ring whose size, place and features stay: nothing is made ready for it.
+  rx.setup(guest.setup(), {});
+  CHECK_FALSE(rx.ring().fault());
+  guest.send({guest.place(GuestRig::buffers, pattern(60, 1))});
+  CHECK(rx.dequeue(*guest.arena(), 32).count == 1);
+
+  GuestRig other(64);
+  port::TxQueue again;
+  again.setup(other.setup());
+  reinterpret_cast<uint16_t*>(other.at().avail + 2)[0] = 1000;
+  CHECK(again.enqueue(PacketView::of(other.burst({pattern(60, 1)}))) == 0);
+  reinterpret_cast<uint16_t*>(other.at().avail + 2)[0] = 0;
+  again.setup(other.setup(), {});
+  other.post_chain({{GuestRig::buffers, 100}, {GuestRig::buffers + 200, 200}});  // in pieces: needs the scratch
+  CHECK(again.enqueue(PacketView::of(other.burst({pattern(150, 1)}))) == 1);
 }
 
 TEST_CASE("setup: a ring that starts anew goes on from its own index, whatever the queue was at before") {

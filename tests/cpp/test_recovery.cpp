@@ -88,7 +88,7 @@ TEST_CASE("recovery: suspend, then reset; a channel that resets works again") {
   ScriptedEngine engine;
   engine.quiesce_answers = {Step::pending, Step::done};
   engine.reset_answers = {Step::pending, Step::done};
-  recovery.begin(t0, "test");
+  recovery.begin(t0, ScriptedEngine());
   CHECK(recovery.active());
   CHECK(recovery.step(engine, t0) == Outcome::working);
   CHECK(recovery.step(engine, t0 + 1ms) == Outcome::working);
@@ -99,7 +99,7 @@ TEST_CASE("recovery: suspend, then reset; a channel that resets works again") {
 TEST_CASE("recovery: what does not suspend is reset, what does not reset is revoked, each after its time") {
   Recovery recovery;
   ScriptedEngine engine;
-  recovery.begin(t0, "test");
+  recovery.begin(t0, ScriptedEngine());
   CHECK(recovery.step(engine, t0 + 19ms) == Outcome::working);
   CHECK(recovery.step(engine, t0 + 20ms) == Outcome::working);  // resetting since now
   CHECK(recovery.step(engine, t0 + 219ms) == Outcome::working);
@@ -114,11 +114,11 @@ TEST_CASE("recovery: an engine that cannot be revoked is lost") {
   engine.quiesce_answers = {Step::failed};
   engine.reset_answers = {Step::failed};
   engine.revoke_answers = {Step::failed};
-  recovery.begin(t0, "test");
+  recovery.begin(t0, ScriptedEngine());
   CHECK(recovery.step(engine, t0) == Outcome::lost);
 
   Recovery slow;
-  slow.begin(t0, "test");
+  slow.begin(t0, ScriptedEngine());
   auto at = t0;
   for (; at < t0 + 2220ms; at += 10ms) CHECK(slow.step(engine, at) == Outcome::working);
   CHECK(slow.step(engine, at) == Outcome::lost);
@@ -133,7 +133,7 @@ TEST_CASE("recovery: repeated failures end in giving up, rare ones do not") {
       const auto at = t0 + i * (repeated ? 1s : 11s);
       engine.quiesce_answers = {Step::done};
       engine.reset_answers = {Step::done};
-      recovery.begin(at, "test");
+      recovery.begin(at, ScriptedEngine());
       last = recovery.step(engine, at);
       CHECK((last == Outcome::recovered || i + 1 == Recovery::max_failures));
     }

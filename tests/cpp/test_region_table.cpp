@@ -128,3 +128,36 @@ TEST_CASE("translation agrees with a plain search over 509 random regions") {
     REQUIRE(table.translate_uva(address + 0x100000, len) == expected);
   }
 }
+
+TEST_CASE("a region that is not shared keeps its place, and no address in it translates") {
+  Region rom = region(0x1000, 0x1000, 0x8000, 0);
+  REQUIRE(rom.host == nullptr);
+  const RegionTable table({region(0, 0x1000, 0x7000, 0x5000), rom, region(0x2000, 0x1000, 0x9000, 0xa000)});
+  CHECK(table.regions().size() == 3);
+  CHECK(table.shares_memory());
+  const Region* hint = nullptr;
+  std::array<Piece, 4> out{};
+  CHECK(table.translate(0xfff, 1, hint) == host(0x5fff));
+  const Region* const before = hint;
+  for (const uint64_t address : {0x1000, 0x1001, 0x1fff}) {
+    CHECK(table.translate(address, 1, hint) == nullptr);
+    CHECK(hint == before);  // or the next look at it would find a host address
+    const Region* fresh = nullptr;
+    CHECK(table.translate(address, 1, fresh) == nullptr);
+    CHECK(fresh == nullptr);
+    CHECK(table.pieces(address, 1, out) == 0);
+  }
+  CHECK(table.pieces(0xff0, 0x20, out) == 0);    // into it
+  CHECK(table.pieces(0xff0, 0x1020, out) == 0);  // across it
+  CHECK(table.pieces(0x1ff0, 0x20, out) == 0);   // out of it
+  CHECK(table.translate_uva(0x8000, 1) == nullptr);
+  CHECK(table.translate_uva(0x9000, 1) == host(0xa000));
+  CHECK_THROWS_AS(table.with(region(0x1800, 1, 0x20000, 0x1)), Error);  // its addresses are taken
+  CHECK_THROWS_AS(table.with(region(0x20000, 1, 0x8800, 0x1)), Error);
+  CHECK(table.without(0x1000, 0x8000, 0x1000).regions().size() == 2);
+}
+
+TEST_CASE("a table shares memory when one region does") {
+  CHECK_FALSE(RegionTable().shares_memory());
+  CHECK_FALSE(RegionTable({region(0x1000, 0x1000, 0x8000, 0)}).shares_memory());
+}

@@ -31,7 +31,7 @@ TEST_CASE("session memory: a table maps what it says and replaces the one before
   GuestFile file(4 * page);
   file.mapping->data()[page] = 0x5a;
   REQUIRE(bench.send(file.table({{0, page, 0x70000, 0}, {0x100000, 2 * page, 0x90000, page}})) == Next::proceed);
-  CHECK(bench.device.released.back() == RingSet(0xf));
+  CHECK(bench.device.released == std::vector<RingSet>(1));  // told, with no ring to hold
   const memory::Region* hint = nullptr;
   const uint8_t* byte = bench.session.state().memory->translate(0x100000, 2 * page, hint);
   REQUIRE(byte);

@@ -26,7 +26,7 @@ Message with_fd(Request request, uint64_t body, UniqueFd fd) {
 
 }  // namespace
 
-TEST_CASE("session rings: each ring message holds that ring alone, changes it and releases it") {
+TEST_CASE("session rings: a message holds the ring it changes, alone, and only when that runs") {
   SessionBench bench;
   bench.done(Request::SET_VRING_NUM, wire::VringState{3, 1024});
   bench.done(Request::SET_VRING_BASE, wire::VringState{3, 65535});
@@ -36,7 +36,8 @@ TEST_CASE("session rings: each ring message holds that ring alone, changes it an
   CHECK_FALSE(bench.ring(3).started);
   REQUIRE(bench.send(Request::SET_VRING_KICK, uint64_t{3}, make_eventfd()) == Next::proceed);
   bench.done(Request::SET_VRING_ENABLE, wire::VringState{3, 1});
-  CHECK(bench.device.released == std::vector<RingSet>(7, RingSet(8)));
+  CHECK(bench.device.released == std::vector<RingSet>(2, RingSet(8)));
+  CHECK(bench.device.drains == 2);
   const Vring& ring = bench.ring(3);
   CHECK(ring.size == 1024);
   CHECK(ring.base == 65535);
@@ -115,12 +116,14 @@ TEST_CASE("session rings: GET_VRING_BASE stops the ring and answers where it sta
   }
   bench.done(Request::SET_VRING_ENABLE, wire::VringState{1, 1});
   bench.device.bases[1] = 40000;
+  const int drains = bench.device.drains;
   bench.done(Request::GET_VRING_BASE, wire::VringState{1, 0});
+  CHECK(bench.device.drains == drains + 1);
   CHECK(bench.replied<wire::VringState>().index == 1);
   CHECK(bench.replied<wire::VringState>().num == 40000);
   const Vring& ring = bench.ring(1);
   CHECK_FALSE(ring.started);
-  CHECK_FALSE(ring.has_addresses);
+  CHECK(ring.has_addresses);  // they stand until they are said anew
   CHECK_FALSE(ring.kick);
   CHECK_FALSE(ring.call);
   CHECK(ring.err);
@@ -130,8 +133,8 @@ TEST_CASE("session rings: GET_VRING_BASE stops the ring and answers where it sta
   CHECK(open_fds() == fds + 1);
   // Started again without SET_VRING_BASE it goes on from there.
   bench.done(Request::SET_VRING_KICK, wire::vring_fd_none | 1);
-  CHECK(ring.started);
-  CHECK(ring.base == 40000);
+  CHECK(bench.ring(1).started);
+  CHECK(bench.ring(1).base == 40000);
 }
 
 TEST_CASE("session rings: a running ring that is held for another message goes on from where it stands") {
@@ -142,6 +145,52 @@ TEST_CASE("session rings: a running ring that is held for another message goes o
   CHECK(bench.ring(0).base == 7);
   bench.done(Request::SET_VRING_BASE, wire::VringState{0, 100});
   CHECK(bench.ring(0).base == 100);
+}
+
+TEST_CASE("session rings: what does not change a running ring does not touch it, new fds do not drain it") {
+  SessionBench bench;
+  GuestFile file(0x4000);
+  const auto table = [&] { return file.table({{0, 0x2000, 0x70000, 0}}); };
+  bench.done(Request::SET_FEATURES, virtio::supported_features.mask());
+  REQUIRE(bench.send(table()) == Next::proceed);
+  bench.done(Request::SET_VRING_NUM, wire::VringState{3, 256});
+  bench.done(Request::SET_VRING_ADDR, addresses(3));
+  REQUIRE(bench.send(Request::SET_VRING_KICK, uint64_t{3}, make_eventfd()) == Next::proceed);
+  bench.done(Request::SET_VRING_ENABLE, wire::VringState{3, 1});
+
+  const int holds = bench.device.holds, drains = bench.device.drains;
+  bench.done(Request::SET_VRING_ENABLE, wire::VringState{3, 1});
+  bench.done(Request::SET_VRING_NUM, wire::VringState{3, 256});
+  bench.done(Request::SET_VRING_ADDR, addresses(3));
+  bench.done(Request::SET_VRING_BASE, wire::VringState{3, 9});
+  bench.done(Request::SET_FEATURES, virtio::supported_features.mask());
+  REQUIRE(bench.send(table()) == Next::proceed);
+  CHECK(bench.device.holds == holds);
+
+  for (Request request : {Request::SET_VRING_CALL, Request::SET_VRING_ERR, Request::SET_VRING_KICK})
+    REQUIRE(bench.send(request, uint64_t{3}, make_eventfd()) == Next::proceed);
+  CHECK(bench.device.holds == holds + 3);
+  REQUIRE(bench.send(file.table({{0, 0x2000, 0x70000, 0}, {0x4000, 0x2000, 0x80000, 0x2000}})) == Next::proceed);
+  CHECK(bench.device.holds == holds + 4);  // memory was added, and nothing taken away
+  CHECK(bench.device.drains == drains);
+
+  REQUIRE(bench.send(file.table({{0x4000, 0x2000, 0x80000, 0x2000}})) == Next::proceed);
+  CHECK(bench.device.drains == drains + 1);
+  REQUIRE(bench.send(file.table({{0x4000, 0x2000, 0x80000, 0}})) == Next::proceed);  // elsewhere in the file
+  CHECK(bench.device.drains == drains + 2);
+}
+
+TEST_CASE("session rings: a stopped ring resumes with a base, fds and a kick alone") {
+  SessionBench bench;
+  bench.done(Request::SET_VRING_NUM, wire::VringState{1, 256});
+  bench.done(Request::SET_VRING_ADDR, addresses(1));
+  bench.done(Request::SET_VRING_KICK, wire::vring_fd_none | 1);
+  bench.done(Request::GET_VRING_BASE, wire::VringState{1, 0});
+  bench.done(Request::SET_VRING_BASE, wire::VringState{1, 5});
+  REQUIRE(bench.send(Request::SET_VRING_CALL, uint64_t{1}, make_eventfd()) == Next::proceed);
+  bench.done(Request::SET_VRING_KICK, wire::vring_fd_none | 1);
+  const Vring& ring = bench.ring(1);
+  CHECK((ring.started && ring.has_addresses && ring.size == 256 && ring.desc_uva == 0x10000 && ring.base == 5));
 }
 
 TEST_CASE("session rings: polled kicks, absent and replaced fds") {
@@ -163,8 +212,15 @@ TEST_CASE("session rings: polled kicks, absent and replaced fds") {
 
 TEST_CASE("session rings: an fd that goes is open until the device was told, and closed then") {
   struct Watcher : FakeDevice {
-    void release(const RingSet& rings, const SessionState& state) override {
-      FakeDevice::release(rings, state);
+    void commit(const RingSet& rings, const SessionState& next) noexcept override {
+      FakeDevice::commit(rings, next);
+      look();
+    }
+    void halt() noexcept override {
+      FakeDevice::halt();
+      look();
+    }
+    void look() {
       if (old_kick >= 0) still_open = ::fcntl(old_kick, F_GETFD) >= 0;
     }
     int old_kick = -1;
@@ -175,7 +231,7 @@ TEST_CASE("session rings: an fd that goes is open until the device was told, and
   std::optional<Message> reply;
   for (const bool by_stop : {false, true}) {
     REQUIRE(session.receive(with_fd(Request::SET_VRING_KICK, 0, make_eventfd()), reply) == Next::proceed);
-    device.old_kick = session.state().vrings[0].kick.get();
+    device.old_kick = session.state().vrings[0].kick->get();
     device.still_open = false;
     if (by_stop) {
       REQUIRE(session.stop() == Next::close);
@@ -213,5 +269,5 @@ TEST_CASE("session rings: only eventfds are taken, and made non-blocking") {
   CHECK_FALSE(bench.ring(0).started);
 
   REQUIRE(bench.send(Request::SET_VRING_CALL, uint64_t{0}, UniqueFd(::eventfd(0, EFD_CLOEXEC))) == Next::proceed);
-  CHECK((::fcntl(bench.ring(0).call.get(), F_GETFL) & O_NONBLOCK) != 0);
+  CHECK((::fcntl(bench.ring(0).call->get(), F_GETFL) & O_NONBLOCK) != 0);
 }

@@ -63,6 +63,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       virtio::Burst burst = rx.dequeue(*arena, 32);
       for (uint32_t i = 0; i < burst.count; ++i)
         if (burst.lengths[i] > burst.stride || burst.lengths[i] == 0) __builtin_trap();
+      if (rx.steps() > budget::steps_of_call(ring_size)) __builtin_trap();
+      const port::RxCounters& c = rx.counters;  // every drop has one reason
+      if (c.errors.get() != c.empty_dropped.get() + c.oversize_dropped.get() + c.pieces_dropped.get() +
+                                c.header_dropped.get() + c.gso_dropped.get() + c.gso_no_csum_dropped.get())
+        __builtin_trap();
     } else {
       virtio::Burst burst = virtio::Burst::allocate(*arena, 4, 2000);
       const uint32_t lengths[] = {60, 1500, input.take<uint16_t>() % 2000u, 100};
@@ -71,7 +76,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         burst.headers[i] = {};
         std::memset(burst.row(i), static_cast<int>(i), lengths[i]);
       }
-      tx.enqueue(port::PacketView::of(burst));
+      const uint64_t before = tx.counters.packets.get() + tx.counters.errors.get() + tx.pending_packets();
+      const uint32_t taken = tx.enqueue(port::PacketView::of(burst));
+      if (tx.steps() > budget::steps_of_call(ring_size)) __builtin_trap();
+      // Taken is published, dropped and counted, or pending.
+      if (tx.counters.packets.get() + tx.counters.errors.get() + tx.pending_packets() != before + taken)
+        __builtin_trap();
       tx.reap();
     }
   }

@@ -17,9 +17,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const uint8_t op = input.take<uint8_t>();
     const uint64_t gpa = input.take<uint64_t>() >> (op & 0x38), len = input.take<uint32_t>();
     if (op % 4 == 0) {
-      // Host addresses are made up; nothing is read through them.
-      const Region region{gpa, len, gpa ^ 0x1000, reinterpret_cast<uint8_t*>(uintptr_t{0x10000} + gpa % 0x100000),
-                          nullptr};
+      // Host addresses are made up; nothing is read through them. Some regions are not shared.
+      auto* const host = reinterpret_cast<uint8_t*>(uintptr_t{0x10000} + gpa % 0x100000);
+      const Region region{gpa, len, gpa ^ 0x1000, op & 0x80 ? nullptr : host, nullptr};
       try {
         table = table.with(region);
         model.push_back(region);
@@ -34,7 +34,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       const uint8_t* host = table.translate(gpa, len, hint);
       const Region* expected = nullptr;
       for (const Region& r : model)
-        if (r.holds(gpa, len)) expected = &r;
+        if (r.host && r.holds(gpa, len)) expected = &r;
       if ((host != nullptr) != (expected != nullptr)) __builtin_trap();
       if (host && host != expected->host + (gpa - expected->gpa)) __builtin_trap();
       memory::Piece pieces[16];

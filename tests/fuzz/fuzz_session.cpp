@@ -13,19 +13,25 @@ namespace {
 
 class FuzzDevice final : public vhost_user::Device {
  public:
-  bool later = false;
+  bool later = false, fails = false;
   vhost_user::RingSet held;
 
-  bool hold(const vhost_user::RingSet& rings) override {
-    if ((held & rings).any()) __builtin_trap();  // held twice without a release
+  void prepare(const vhost_user::RingSet&, const vhost_user::SessionState& next) override {
+    if (!next.memory) __builtin_trap();
+    if (fails) throw std::bad_alloc();
+  }
+  void prepare_halt() noexcept override {}
+  bool hold(const vhost_user::RingSet& rings, vhost_user::Hold) noexcept override {
+    if ((held & rings).any()) __builtin_trap();  // held twice without being let go of
     held |= rings;
     return !later;
   }
-  uint16_t ring_base(uint32_t ring) override {
+  std::optional<uint16_t> ring_base(uint32_t ring) noexcept override {
     if (!held[ring]) __builtin_trap();
     return static_cast<uint16_t>(ring * 1000);
   }
-  void release(const vhost_user::RingSet& rings, const vhost_user::SessionState& state) override {
+  void halt() noexcept override { held.reset(); }
+  void commit(const vhost_user::RingSet& rings, const vhost_user::SessionState& state) noexcept override {
     if ((held & rings) != rings || !state.memory) __builtin_trap();
     held &= ~rings;
     for (const vhost_user::Vring& vring : state.vrings) {
@@ -33,7 +39,7 @@ class FuzzDevice final : public vhost_user::Device {
         __builtin_trap();
     }
   }
-  void announce(const uint8_t (&)[6]) override {}
+  void announce(const uint8_t (&)[6]) noexcept override {}
 };
 
 UniqueFd make_fd(uint8_t kind) {
@@ -55,7 +61,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   auto next = BackendSession::Next::proceed;
   while (!input.empty() && next != BackendSession::Next::close) {
     std::optional<vhost_user::Message> reply;
-    device.later = input.take<uint8_t>() & 1;
+    const auto device_does = input.take<uint8_t>();
+    device.later = device_does & 1;
+    device.fails = (device_does & 0x0e) == 0x0e;
     vhost_user::Message message;
     message.request = input.take<uint8_t>();
     message.flags = input.take<uint8_t>();
@@ -65,6 +73,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto fds = input.take<uint8_t>();
     for (int i = 0; i < (fds & 7); ++i) message.fds.push_back(make_fd(static_cast<uint8_t>(fds >> (3 + i % 5))));
     next = session.receive(std::move(message), reply);
+    if (next == BackendSession::Next::suspended && session.work()) {
+      if (device_does & 0x10) break;  // it leaves while its memory is mapped
+      session.work()->run(nullptr);
+      next = session.resume(reply);
+    }
     if (next == BackendSession::Next::suspended) next = session.resume(reply);
     if (next == BackendSession::Next::suspended) __builtin_trap();
   }

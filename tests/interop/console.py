@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from watchdog import WATCHDOG, until
+
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\x00")
 
 
@@ -40,7 +42,7 @@ class Console:
         self.process.stdin.write(line.encode() + b"\n")
         self.process.stdin.flush()
 
-    def expect(self, pattern: str, timeout: float = 60.0) -> re.Match[str]:
+    def expect(self, pattern: str, timeout: float = WATCHDOG) -> re.Match[str]:
         """Wait for `pattern` in what was printed since the last match, and consume up to its end."""
         compiled = re.compile(pattern, re.MULTILINE)
         deadline = time.monotonic() + timeout
@@ -65,7 +67,7 @@ class Console:
         self.text += _ESCAPES.sub("", data.decode(errors="replace"))
         return bool(data)
 
-    def wait(self, timeout: float = 30.0) -> int:
+    def wait(self, timeout: float = WATCHDOG) -> int:
         """Wait for the process to end by itself, and return its exit status."""
         deadline = time.monotonic() + timeout
         while self._read(deadline):
@@ -85,12 +87,13 @@ class Console:
         self._master = -1
 
 
-def wait_for_listener(path: str, timeout: float = 30.0) -> None:
+def wait_for_listener(path: str) -> None:
     """Wait until somebody listens on the socket `path`, without connecting to it."""
-    deadline = time.monotonic() + timeout
-    while not any(
-        line.endswith(f" {path}") and line.split()[3] == "00010000"  # __SO_ACCEPTCON, proc(5)
-        for line in Path("/proc/net/unix").read_text().splitlines()
-    ):
-        assert time.monotonic() < deadline, f"nobody listens on {path}"
-        time.sleep(0.01)
+
+    def listening() -> bool:
+        return any(
+            line.endswith(f" {path}") and line.split()[3] == "00010000"  # __SO_ACCEPTCON, proc(5)
+            for line in Path("/proc/net/unix").read_text().splitlines()
+        )
+
+    until(listening, f"somebody listens on {path}", pause=0.01)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from interop.console import Console
+from watchdog import WATCHDOG
 
 ROOT = Path(__file__).parents[2]
 KERNEL = ROOT / ".cache" / "guest-kernel"
@@ -117,7 +118,7 @@ class LinuxGuest(Console):
     def wait_booted(self, timeout: float = 120.0) -> None:
         self.expect("guest is up", timeout)
 
-    def run(self, command: str, timeout: float = 60.0, *, check: bool = True) -> str:
+    def run(self, command: str, timeout: float = WATCHDOG, *, check: bool = True) -> str:
         """Run one line of shell in the guest and return what it printed; AssertionError when it fails."""
         self.send(command)
         start = self._seen
@@ -131,7 +132,7 @@ class LinuxGuest(Console):
     def up(self, address: str, mtu: int = 1500, interface: str = "eth0") -> None:
         self.run(f"ip link set {interface} mtu {mtu} up && ip addr add {address} dev {interface}")
 
-    def ping(self, address: str, size: int = 56, count: int = 5, timeout: float = 60.0) -> int:
+    def ping(self, address: str, size: int = 56, count: int = 5, timeout: float = WATCHDOG) -> int:
         """Number of answers to `count` pings."""
         output = self.run(f"ping -c {count} -i 0.2 -W 5 -s {size} {address}", timeout, check=False)
         return output.count(f"{size + 8} bytes from")

@@ -15,6 +15,7 @@ import pytest
 import vhost_ioat
 from interop.console import Console, wait_for_listener
 from interop.linux_guest import LinuxGuest, Nic
+from watchdog import WATCHDOG
 
 pytestmark = [pytest.mark.peers("qemu", "busybox-static", "cpio"), pytest.mark.timeout(600)]
 
@@ -112,8 +113,8 @@ def test_guests_transfer_a_file_over_tcp_through_the_switch(
         receiver.wait_booted()
         sender.up("10.0.0.1/24")
         receiver.up("10.0.0.2/24")
-        sender.run(f"dd if=/dev/urandom of=/tmp/file bs=1M count={MEGABYTES}", timeout=120)
-        expected = sender.run("md5sum < /tmp/file", timeout=120).split()[0]
+        sender.run(f"dd if=/dev/urandom of=/tmp/file bs=1M count={MEGABYTES}", timeout=2 * WATCHDOG)
+        expected = sender.run("md5sum < /tmp/file", timeout=2 * WATCHDOG).split()[0]
 
         receiver.run(
             "mkfifo /tmp/open && exec 3<>/tmp/open"

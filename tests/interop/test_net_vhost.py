@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-import time
 
 import pytest
 
 from interop import matrix
 from interop.testpmd import Testpmd, net_vhost
 from vhost_ioat.guest import Guest
+from watchdog import WATCHDOG, Watchdog
 
 pytestmark = pytest.mark.peers("dpdk")
 
@@ -38,20 +38,22 @@ def echo(socket_path: str, *, size: int, queues: int, server: bool, ring_size: i
         back = stack.enter_context(Testpmd(net_vhost(socket_path, queues=queues, client=server), args=args))
         if not server:
             stack.enter_context(guest)
-        guest.connect(timeout=10)
+        guest.connect(timeout=WATCHDOG)
         back.command("set fwd io retry")
         back.command("set burst tx delay 1 retry 1000000")
         back.command("start")
-        deadline = time.monotonic() + 30
+        dog = Watchdog()
         waiting = [list(packets) for packets in sent]
         while any(len(packets) < 500 for packets in received):
-            assert time.monotonic() < deadline, [len(packets) for packets in received]
+            dog.check([len(packets) for packets in received])
             for queue in range(queues):
                 in_flight = 500 - len(waiting[queue]) - len(received[queue])
                 batch = waiting[queue][: max(0, 32 - in_flight)]  # what the other side has room for
                 if batch:
                     del waiting[queue][: guest.send(queue, batch)]
-                received[queue] += guest.recv(queue)
+                if packets := guest.recv(queue):
+                    received[queue] += packets
+                    dog.feed()
         back.command("stop")
         counters = back.counters()
         back.quit()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from interop import matrix, pcap
 from interop.failing_engine import failing_engine
 from interop.forwarder import Forwarder
 from interop.testpmd import Testpmd, virtio_user
-from resources import resources
+from resources import expect_resources, resources
+from watchdog import WATCHDOG, until
 
 pytestmark = pytest.mark.peers("dpdk")
 
@@ -68,16 +68,14 @@ def loop(
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(vhost_ioat.EthVhost(socket_path, queues=queues, client=client, **engine))
         front = stack.enter_context(Testpmd(card, f"net_pcap0,{files}", args=args))
-        assert port.wait_link(timeout=10)
+        assert port.wait_link(timeout=WATCHDOG)
         stack.enter_context(Forwarder(port, queues))
         if faults:
             stack.enter_context(failing_engine(port))
         front.command("set fwd io retry")
         front.command("set burst tx delay 1 retry 1000000")
         front.command("start")
-        deadline = time.monotonic() + 60
-        while front.counters(0)["rx_packets"] < PACKETS * queues and time.monotonic() < deadline:
-            pass
+        until(lambda: front.counters(0)["rx_packets"] >= PACKETS * queues, "all packets are back")
         front.command("stop")
         theirs, ours = front.counters(0), port.stats()
         front.quit()
@@ -127,19 +125,20 @@ def test_circulating_packets_are_conserved(socket_path: str, queues: int) -> Non
         front = stack.enter_context(
             Testpmd(virtio_user(socket_path, queues=queues), forward="mac", args=[f"--rxq={queues}", f"--txq={queues}"])
         )
-        assert port.wait_link(timeout=10)
+        assert port.wait_link(timeout=WATCHDOG)
         stack.enter_context(Forwarder(port, queues))
         front.command("start tx_first 8")
-        while port.stats().ipackets < 100_000:
-            time.sleep(0.05)
+        wait_for_traffic(port, 0, 100_000)
         front.command("stop")
         front.command("set fwd rxonly")  # takes what is still on its way
         front.command("start")
-        deadline = time.monotonic() + 10
-        while True:
-            theirs = front.counters()
-            if theirs["rx_packets"] == theirs["tx_packets"] or time.monotonic() > deadline:
-                break
+        theirs: dict[str, int] = {}
+
+        def all_back() -> bool:
+            theirs.update(front.counters())
+            return theirs["rx_packets"] == theirs["tx_packets"]
+
+        until(all_back, "no packet is on its way")
         ours = port.stats()
         front.quit()
     assert theirs["rx_packets"] == theirs["tx_packets"] == ours.ipackets == ours.opackets
@@ -152,15 +151,16 @@ def test_killed_front_end_comes_back_ten_times(socket_path: str, client: bool) -
         start = None
         for _ in range(10):
             with Testpmd(virtio_user(socket_path, server=client), forward="mac") as front:
-                assert port.wait_link(timeout=10)
+                assert port.wait_link(timeout=WATCHDOG)
                 before = port.stats().ipackets
                 front.command("start tx_first 4")
                 wait_for_traffic(port, before)
-            assert port.wait_link(up=False, timeout=10)
+            assert port.wait_link(up=False, timeout=WATCHDOG)
             if client:
                 Path(socket_path).unlink()  # testpmd as a server refuses the one its predecessor left
             start = start or resources()
-        assert resources() == start
+        assert start is not None
+        expect_resources(start)
 
 
 def test_restarted_back_end_finds_its_front_end_ten_times(socket_path: str) -> None:
@@ -171,14 +171,11 @@ def test_restarted_back_end_finds_its_front_end_ten_times(socket_path: str) -> N
             with vhost_ioat.EthVhost(socket_path, client=True) as port, Forwarder(port):
                 # it is silent until its first back end has come
                 front = front or stack.enter_context(Testpmd(virtio_user(socket_path, server=True), forward="mac"))
-                assert port.wait_link(timeout=10)
+                assert port.wait_link(timeout=WATCHDOG)
                 front.command("stop")
                 front.command("start tx_first 4")  # what was on its way is lost with the back end
                 wait_for_traffic(port, 0)
 
 
 def wait_for_traffic(port: vhost_ioat.EthVhost, before: int, packets: int = 2000) -> None:
-    deadline = time.monotonic() + 20
-    while port.stats().ipackets < before + packets:
-        assert time.monotonic() < deadline, f"no traffic: {port.stats()} {port.info()}"
-        time.sleep(0.01)
+    until(lambda: port.stats().ipackets >= before + packets, "traffic", pause=0.01)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from interop.console import Console
+from watchdog import WATCHDOG
 
 _serial = itertools.count()
 
@@ -44,7 +45,7 @@ class Testpmd(Console):
             self.kill()
             raise
 
-    def command(self, line: str, timeout: float = 60.0) -> str:
+    def command(self, line: str, timeout: float = WATCHDOG) -> str:
         """Run one command and return what it printed."""
         self.send(line)
         self.expect(re.escape(line))  # its echo

@@ -13,6 +13,7 @@ from traffic import packets_of, until
 from vhost_ioat import Burst, EthVhost
 from vhost_ioat.guest import Guest
 from vhost_ioat.testing import strategies
+from watchdog import WATCHDOG
 
 QUEUES = 2
 queues = st.integers(0, QUEUES - 1)
@@ -56,8 +57,8 @@ class PortMachine(RuleBasedStateMachine):
         self.link_up()
 
     def link_up(self):
-        self.guest.connect(timeout=10)
-        assert self.port.wait_link(timeout=10)
+        self.guest.connect(timeout=WATCHDOG)
+        assert self.port.wait_link(timeout=WATCHDOG)
         self.to_guest = [deque() for _ in range(QUEUES)]
         self.to_port = [deque() for _ in range(QUEUES)]
 
@@ -104,7 +105,7 @@ class PortMachine(RuleBasedStateMachine):
             self.port.start()
             until(lambda: not self.guest.connected, "the guest notices")
         self.guest.close()
-        assert self.port.wait_link(up=False, timeout=10)
+        assert self.port.wait_link(up=False, timeout=WATCHDOG)
         if self.port.devargs.client:  # a closed guest listens no more
             self.guest = Guest(self.port.devargs.iface, queues=QUEUES, server=True)
         self.link_up()

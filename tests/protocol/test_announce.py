@@ -5,6 +5,7 @@ from traffic import at_port
 from vhost_ioat import EthVhost
 from vhost_ioat.testing import RawFrontend
 from vhost_ioat.testing.frontend import u64, vring, vring_addr
+from watchdog import WATCHDOG
 
 UVA = 0x7F00_0000_0000
 MAC = bytes.fromhex("525400123456")
@@ -20,7 +21,7 @@ def test_a_guest_that_moved_is_announced_once(socket_path):
             frontend.tell("SET_VRING_ADDR", vring_addr(index, at, at + 0x1000, at + 0x2000))
             frontend.tell("SET_VRING_KICK", u64(index), ["eventfd"])
             frontend.tell("SET_VRING_ENABLE", vring(index, 1))
-        assert port.wait_link(timeout=10)
+        assert port.wait_link(timeout=WATCHDOG)
         frontend.tell("SEND_RARP", MAC + bytes(2))
         (frame,) = at_port(port, 0, 1)
         # RFC 903: to everybody, from the guest, type RARP, Ethernet and IPv4, "request reverse", who am I.

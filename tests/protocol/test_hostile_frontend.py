@@ -13,6 +13,7 @@ from traffic import at_guest, at_port, until
 from vhost_ioat import EthVhost
 from vhost_ioat.testing import RawFrontend
 from vhost_ioat.testing.frontend import NEED_REPLY, REPLY, REQUESTS, VERSION, Message, u64, vring, vring_addr
+from watchdog import WATCHDOG
 
 EXACT = dict(REQUESTS.values())
 FLAGS = [VERSION, VERSION | NEED_REPLY, VERSION | REPLY, 2]
@@ -289,7 +290,7 @@ def test_a_ring_that_does_not_exist_is_refused(port, name, index):
 
 def test_memory_taken_away_from_a_running_ring_stops_it(port, bystander):
     with connected(port, running) as frontend:
-        assert port.wait_link(timeout=10)
+        assert port.wait_link(timeout=WATCHDOG)
         with contextlib.suppress(ConnectionError):
             fd = memory()
             frontend.tell("SET_MEM_TABLE", table((1 << 40, MIB, UVA + (1 << 40), 0)), [fd])
@@ -318,8 +319,8 @@ def test_guest_memory_is_let_go_with_its_session(port):
 
     before = mapped()
     with connected(port, running):
-        assert port.wait_link(timeout=10)
+        assert port.wait_link(timeout=WATCHDOG)
         assert mapped() > before
-    assert port.wait_link(up=False, timeout=10)
+    assert port.wait_link(up=False, timeout=WATCHDOG)
     idle_files(port)
     assert mapped() == before

@@ -19,6 +19,7 @@ import vhost_ioat
 from traffic import until
 from vhost_ioat.guest import Guest
 from vhost_ioat.testing.frontend import RawFrontend, vring, vring_addr
+from watchdog import WATCHDOG
 
 SIZE, UVA = 1 << 20, 0x7F00_0000_0000
 VERSION_1, PROTOCOL_FEATURES = 1 << 32, 1 << 30
@@ -94,16 +95,16 @@ def test_found_by_the_caller_of_a_burst(
         with TruncatingFrontend(socket_path) as front:
             front.start_ring(0)
             front.start_ring(1)
-            assert port.wait_link(timeout=10)
+            assert port.wait_link(timeout=WATCHDOG)
             port.events()
             front.truncate()
             touch(port)
             assert front.is_dropped()
-        assert port.wait_link(up=False, timeout=10)
+        assert port.wait_link(up=False, timeout=WATCHDOG)
         until(lambda: any(event.kind == "peer" for event in port.events(timeout=1)), "the event")
         with Guest(socket_path) as guest:  # the next peer is served
-            guest.connect(timeout=10)
-            assert port.wait_link(timeout=10)
+            guest.connect(timeout=WATCHDOG)
+            assert port.wait_link(timeout=WATCHDOG)
 
 
 def test_found_by_the_control_thread(

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from watchdog import WATCHDOG
+
 SCRIPT = """
 import faulthandler, mmap, os, sys
 from vhost_ioat import EthVhost
@@ -14,8 +16,8 @@ from vhost_ioat.guest import Guest
 
 def session():
     with EthVhost({path!r}) as port, Guest({path!r}) as guest:
-        guest.connect(timeout=10)
-        assert port.wait_link(timeout=10)
+        guest.connect(timeout=60)
+        assert port.wait_link(timeout=60)
 
 {steps}
 fd = os.memfd_create("foreign")
@@ -39,7 +41,7 @@ memory[0]
 )
 def test_a_foreign_bus_error_kills_and_faulthandler_tells_of_it(socket_path, steps, told):
     script = SCRIPT.format(path=socket_path, steps=steps)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=WATCHDOG, check=False)
     assert done.stdout == "touching\n", done.stderr
     assert done.returncode == -signal.SIGBUS
     assert done.stderr.count("Fatal Python error: Bus error") == told

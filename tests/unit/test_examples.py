@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,9 @@ from vhost_ioat.guest import Guest
 pytest.importorskip("scapy")
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import ARP, Ether
+
+from traffic import at_guest
+from watchdog import WATCHDOG
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OUR_MAC, ECHO_MAC = "02:00:00:00:00:02", "02:00:0a:00:00:01"
@@ -35,13 +37,8 @@ def example(name: str, *devargs: str) -> Iterator[Console]:
         assert "Traceback" not in console.text, console.text
 
 
-def receive(guest: Guest, queue: int = 0, timeout: float = 10.0) -> bytes:
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if packets := guest.recv(queue, 1):
-            return packets[0]
-    msg = "no packet came"
-    raise AssertionError(msg)
+def receive(guest: Guest, queue: int = 0) -> bytes:
+    return at_guest(guest, queue, 1)[0]
 
 
 def ask(guest: Guest, request: Ether) -> Ether:
@@ -52,7 +49,7 @@ def ask(guest: Guest, request: Ether) -> Ether:
 @pytest.mark.parametrize("script", ["echo.py", "scapy_responder.py"])
 def test_arp_and_ping_are_answered(socket_path: str, script: str) -> None:
     with example(script, f"iface={socket_path}"), Guest(socket_path) as guest:
-        guest.connect(timeout=30)
+        guest.connect(timeout=WATCHDOG)
         who_has = Ether(dst=BROADCAST, src=OUR_MAC) / ARP(hwsrc=OUR_MAC, psrc="10.0.0.2", pdst="10.0.0.1")
         answer = ask(guest, who_has)
         assert (answer.dst, answer.src) == (OUR_MAC, ECHO_MAC)
@@ -74,7 +71,7 @@ def test_arp_and_ping_are_answered(socket_path: str, script: str) -> None:
 
 def test_scapy_responder_echoes_udp(socket_path: str) -> None:
     with example("scapy_responder.py", f"iface={socket_path}") as console, Guest(socket_path) as guest:
-        guest.connect(timeout=30)
+        guest.connect(timeout=WATCHDOG)
         datagram = (
             Ether(dst=ECHO_MAC, src=OUR_MAC) / IP(src="10.0.0.2", dst="10.0.0.1") / UDP(sport=5000, dport=7) / b"hello"
         )
@@ -90,7 +87,7 @@ def test_switch_floods_learns_and_keeps_to_the_learned_port(socket_path: str) ->
         stack.enter_context(example("learning_switch.py", *(f"iface={path}" for path in sockets)))
         guests = [stack.enter_context(Guest(path)) for path in sockets]
         for guest in guests:
-            guest.connect(timeout=30)
+            guest.connect(timeout=WATCHDOG)
         macs = [bytes([2, 0, 0, 0, 1, index]) for index in range(3)]
         unknown = macs[1] + macs[0] + bytes(50)
         guests[0].send(0, [unknown])
@@ -105,7 +102,7 @@ def test_switch_floods_learns_and_keeps_to_the_learned_port(socket_path: str) ->
 
 def test_asyncio_example_returns_what_comes_on_each_queue(socket_path: str) -> None:
     with example("asyncio_rx.py", f"iface={socket_path},queues=2") as console, Guest(socket_path, queues=2) as guest:
-        guest.connect(timeout=30)
+        guest.connect(timeout=WATCHDOG)
         for life in range(20):
             for queue in range(2):
                 packet = b"\2\0\0\0\0\1" + b"\2\0\0\0\0\2" + bytes([life]) * 50
@@ -121,7 +118,7 @@ def test_script_of_the_readme_returns_packets_until_the_guest_leaves(socket_path
     script.write_text(source)
     with Console([sys.executable, str(script)]) as console:
         with Guest(socket_path, queues=2) as guest:
-            guest.connect(timeout=30)
+            guest.connect(timeout=WATCHDOG)
             packet = bytes(TO_ECHO / UDP(sport=5000, dport=7) / b"hello")
             for queue in range(2):
                 guest.send(queue, [packet])

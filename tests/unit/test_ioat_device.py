@@ -16,6 +16,7 @@ import pytest
 from interop.console import Console
 from vhost_ioat import ConfigError, dma
 from vhost_ioat.cli import ioat_device
+from watchdog import WATCHDOG
 
 
 def until(condition: Callable[[], bool]) -> Callable[[int], bool]:
@@ -43,13 +44,13 @@ def test_machines_are_served_one_after_the_other_and_the_socket_goes_at_the_end(
 
     thread = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": watch})
     thread.start()
-    assert listening.wait(10)
+    assert listening.wait(WATCHDOG)
     assert Path(socket_path).stat().st_mode & 0o777 == 0o600
     for _ in range(3):
         hello(socket_path).close()
     with hello(socket_path):  # it may end while a machine has the card
         done.set()
-        thread.join(10)
+        thread.join(WATCHDOG)
     assert not thread.is_alive()
     assert not Path(socket_path).exists()
 

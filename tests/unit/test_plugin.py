@@ -4,6 +4,8 @@
 import subprocess
 import sys
 
+from watchdog import WATCHDOG
+
 RING = """
 from vhost_ioat.testing import Driver, Memory, RingView
 
@@ -19,7 +21,7 @@ def ring():
 def run(directory, source):
     (directory / "test_it.py").write_text(RING + source)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=directory, timeout=60).stdout
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=directory, timeout=WATCHDOG).stdout
 
 
 def test_a_ring_in_a_variable_of_a_failed_test_is_explained(tmp_path):

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Promises about a port whose copies a DMA engine makes; the software engine can be stopped, stepped and broken."""
 
-import time
-
 import pytest
 
 from traffic import at_guest, exchange, numbered, until
 from vhost_ioat import ConfigError, DmaError, EthVhost
 from vhost_ioat.cli.stream import Stream
+from watchdog import WATCHDOG
 
 LARGE = list(numbered(20, 2000))
 MIXED = [Stream(9).packet(n) for n in range(200)]
@@ -85,9 +84,7 @@ def test_copies_are_finished_though_nobody_calls_again(linked, publish):
     port, guest = linked(ioats={0: "sw0"}, publish=publish)
     assert guest.rx_intr_enable(0) is False
     assert port.tx_burst(0, LARGE[:1]) == 1
-    begin = time.monotonic()
     assert at_guest(guest, 0, 1) == LARGE[:1]
-    assert time.monotonic() - begin < 5
 
 
 @pytest.mark.parametrize("fault", [("error", 10), ("gone", 0), ("drop_writeback", 1), ("stuck", 0)])
@@ -139,8 +136,8 @@ def test_a_link_that_goes_down_with_copies_in_flight_comes_back(linked, socket_p
     for _ in range(5):
         port.tx_burst(0, MIXED[:20])
         guest.close()
-        assert port.wait_link(up=False, timeout=10)
+        assert port.wait_link(up=False, timeout=WATCHDOG)
         assert port.tx_pending(0) == 0
-        guest.connect(timeout=10)
-        assert port.wait_link(timeout=10)
+        guest.connect(timeout=WATCHDOG)
+        assert port.wait_link(timeout=WATCHDOG)
         assert exchange(lambda left: port.tx_burst(0, left), lambda: guest.recv(0), LARGE) == LARGE

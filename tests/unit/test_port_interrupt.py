@@ -7,6 +7,7 @@ import pytest
 from traffic import at_port, packets_of
 from vhost_ioat import EthVhost
 from vhost_ioat.guest import Guest
+from watchdog import WATCHDOG
 
 
 def readable(port, timeout=0.0):
@@ -20,7 +21,7 @@ def test_the_fd_becomes_readable_when_the_guest_sends(linked, event_idx):
         assert port.rx_intr_enable(0) is False
         assert not readable(port)
         guest.send(0, [b"x" * 60])
-        assert readable(port, 10)
+        assert readable(port, WATCHDOG)
         port.rx_intr_disable(0)
         assert packets_of(port.rx_burst(0)) == [b"x" * 60]
 
@@ -39,14 +40,14 @@ def test_the_fd_stays_the_same_over_reconnects(socket_path):
         fd = port.rx_fileno(0)
         for _ in range(3):
             with Guest(socket_path) as guest:
-                guest.connect(timeout=10)
-                assert port.wait_link(timeout=10)
+                guest.connect(timeout=WATCHDOG)
+                assert port.wait_link(timeout=WATCHDOG)
                 assert port.rx_fileno(0) == fd
                 port.rx_intr_enable(0)
                 guest.send(0, [b"x" * 60])
-                assert readable(port, 10)
+                assert readable(port, WATCHDOG)
                 at_port(port, 0, 1)
-            assert port.wait_link(up=False, timeout=10)
+            assert port.wait_link(up=False, timeout=WATCHDOG)
 
 
 def test_asyncio_can_wait_for_packets(linked):
@@ -57,7 +58,7 @@ def test_asyncio_can_wait_for_packets(linked):
         asyncio.get_running_loop().add_reader(port.rx_fileno(0), arrived.set)
         if not port.rx_intr_enable(0):
             asyncio.get_running_loop().call_soon(guest.send, 0, [b"x" * 60])
-            await asyncio.wait_for(arrived.wait(), 10)
+            await asyncio.wait_for(arrived.wait(), WATCHDOG)
         asyncio.get_running_loop().remove_reader(port.rx_fileno(0))
         return packets_of(port.rx_burst(0))
 

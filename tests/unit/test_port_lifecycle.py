@@ -15,6 +15,7 @@ from resources import resources
 from traffic import at_port, until
 from vhost_ioat import ConfigError, EthVhost, VhostIoatError
 from vhost_ioat.testing import RawFrontend
+from watchdog import WATCHDOG
 
 
 def test_listens_from_start_to_stop(socket_path):
@@ -150,7 +151,7 @@ def test_nothing_is_left_open(linked, socket_path):
 
 def test_a_port_left_open_is_closed_at_exit(socket_path):
     script = f"import vhost_ioat; p = vhost_ioat.EthVhost({socket_path!r}); p.start()"
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=WATCHDOG)
     assert (done.returncode, done.stderr) == (0, "")
     assert not Path(socket_path).exists()
 
@@ -181,7 +182,7 @@ with RawFrontend({path!r}) as frontend:
 def test_a_forked_child_leaves_the_port_to_its_parent(socket_path):
     script = FORK.format(path=socket_path)
     command = [sys.executable, "-W", "ignore:This process", "-c", script]  # Python 3.12 warns of forks beside threads
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=WATCHDOG)
     assert done.stderr == ""
     refused, *rest = done.stdout.split()
     assert int(refused) >= 3  # start and both bursts

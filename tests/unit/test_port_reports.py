@@ -3,15 +3,16 @@ import _thread
 import logging
 import select
 import threading
-import time
 
 import pytest
 
 import vhost_ioat
 from traffic import at_guest, at_port, until
 from vhost_ioat import EthVhost, Stats
+from vhost_ioat.guest import Guest
 from vhost_ioat.testing import RawFrontend
 from vhost_ioat.testing.frontend import REQUESTS, Message
+from watchdog import WATCHDOG
 
 
 def events_until(port, kind):
@@ -33,40 +34,34 @@ def test_the_link_is_up_while_a_guest_is_there(linked):
     assert port.link().full_duplex
     assert port.link().speed_mbps > 0
     guest.close()
-    assert port.wait_link(up=False, timeout=10.0)
+    assert port.wait_link(up=False, timeout=WATCHDOG)
     assert not port.link()
 
 
 def test_waiting_for_the_link_ends(socket_path):
     with EthVhost(socket_path) as port:
-        begin = time.monotonic()
         assert port.wait_link(timeout=0.1) is False
-        assert 0.09 < time.monotonic() - begin < 5
         assert port.wait_link(up=False, timeout=0) is True
 
 
-@pytest.mark.parametrize("wait", [lambda p: p.wait_link(), lambda p: p.events(timeout=60)])
+@pytest.mark.parametrize("wait", [lambda p: p.wait_link(), lambda p: p.events(timeout=WATCHDOG)])
 def test_ctrl_c_ends_a_wait(socket_path, wait):
     with EthVhost(socket_path) as port:
         port.events()
-        threading.Timer(0.1, _thread.interrupt_main).start()
-        with pytest.raises(KeyboardInterrupt):
+
+        def interrupted() -> None:  # the signal may come before the wait has begun: it is raised here all the same
+            threading.Timer(0.1, _thread.interrupt_main).start()
             wait(port)
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
 
 
 def test_a_wait_lets_other_threads_run(socket_path):
-    ticks = []
-
-    def tick():
-        for _ in range(20):
-            ticks.append(time.monotonic())
-            time.sleep(0.005)
-
-    with EthVhost(socket_path) as port:
-        thread = threading.Thread(target=tick)
+    with EthVhost(socket_path) as port, Guest(socket_path) as guest:
+        thread = threading.Thread(target=guest.connect, kwargs={"timeout": WATCHDOG})
         thread.start()
-        port.wait_link(timeout=0.5)
-        assert len(ticks) == 20
+        assert port.wait_link(timeout=2 * WATCHDOG)  # what it waits for needs the other thread
         thread.join()
 
 
@@ -91,7 +86,7 @@ def test_the_event_fd_is_readable_while_events_wait(linked):
     port.events()
     assert not select.select([port.fileno()], [], [], 0)[0]
     guest.close()
-    assert select.select([port.fileno()], [], [], 10)[0]
+    assert select.select([port.fileno()], [], [], WATCHDOG)[0]
     assert port.events()
 
 
@@ -117,7 +112,7 @@ def test_the_log_is_written_by_the_main_thread_only(linked, caplog):
     guest.close()
 
     def other():
-        port.wait_link(up=False, timeout=10)
+        port.wait_link(up=False, timeout=WATCHDOG)
 
     thread = threading.Thread(target=other)
     thread.start()

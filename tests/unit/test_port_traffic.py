@@ -226,6 +226,31 @@ def test_with_the_packet_memory_exhausted_packets_wait(linked):
     assert len(at_port(port, 0, sent - count)) == sent - count
 
 
+def test_with_the_packet_memory_cut_up_small_packets_pass(linked):
+    port, guest = linked(mempool=1 << 20)
+    held = []
+
+    def fill():
+        guest.send(0, [bytes(60)])
+        if burst := port.rx_burst(0, 1):
+            held.append(burst)
+        return port.stats().rx_nombuf
+
+    until(fill)
+    assert port.info().mempools[0].largest_free == 0
+    del held[::2]
+    memory = port.info().mempools[0]
+    assert (memory.queue, memory.size, memory.largest_free) == (0, 1 << 20, 4096)
+    assert memory.in_use <= memory.size // 2
+    until(lambda: not port.rx_burst(0))
+    assert guest.send(0, [bytes(9000), bytes(77)]) == 2
+    assert at_port(port, 0, 1) == [bytes(77)]
+    assert port.xstats()["rx_q0_nombuf_dropped"] == 1
+    texts = []
+    until(lambda: texts.extend(event.text for event in port.events()) or any("cut up" in text for text in texts))
+    assert any("exhausted" in text for text in texts)
+
+
 def test_with_the_link_down_nothing_moves(socket_path):
     from vhost_ioat import EthVhost
 

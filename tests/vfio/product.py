@@ -35,33 +35,32 @@ def main(address: str, count: int) -> None:
     expected = packets(count)
     path = "/run/product.sock"
     received = sent = 0
-    with vhost_ioat.EthVhost(path, ioats={0: address}, mempool=16 << 20, ioat_fallback=False) as port:
-        with vhost_ioat.guest.Guest(path, rx_buf=4096) as guest:
-            guest.connect(timeout=30)
-            assert port.wait_link(timeout=30)
-            last = time.monotonic()
-            while received < count:
-                if sent < count:
-                    # A Burst lies in memory that the card reaches; plain bytes would be copied by the CPU.
-                    sent += port.tx_burst(0, vhost_ioat.Burst.from_packets(expected[sent : sent + 8]))
-                for packet in guest.recv(0, 64):
-                    wanted = expected[received]
-                    assert packet == wanted, f"packet {received}: {len(packet)} bytes, not the {len(wanted)} expected"
-                    received += 1
-                    if received == count // 10:
-                        print("running", flush=True)  # noqa: T201
-                    last = time.monotonic()
-                assert time.monotonic() - last < PATIENCE, f"sent {sent}, received {received}: {port.info()}"
-            assert port.tx_drain(0, timeout=30)
-            events = [f"{event.kind}: {event.text}" for event in port.events() if event.text]
-            counted = {name: value for name, value in port.xstats().items() if name.startswith("tx_q0")}
-            engines = [str(engine) for engine in port.info().engines]
-        closing = time.monotonic()
-    closing = time.monotonic() - closing
-    print(  # noqa: T201
-        json.dumps({"received": received, "xstats": counted, "events": events, "engines": engines, "closing": closing}),
-        flush=True,
-    )
+    with (
+        vhost_ioat.EthVhost(path, ioats={0: address}, mempool=16 << 20, ioat_fallback=False) as port,
+        vhost_ioat.guest.Guest(path, rx_buf=4096) as guest,
+    ):
+        guest.connect(timeout=PATIENCE)
+        assert port.wait_link(timeout=PATIENCE)
+        last = time.monotonic()
+        while received < count:
+            if sent < count:
+                # A Burst lies in memory that the card reaches; plain bytes would be copied by the CPU.
+                sent += port.tx_burst(0, vhost_ioat.Burst.from_packets(expected[sent : sent + 8]))
+            for packet in guest.recv(0, 64):
+                wanted = expected[received]
+                assert packet == wanted, f"packet {received}: {len(packet)} bytes, not the {len(wanted)} expected"
+                received += 1
+                if received == count // 10:
+                    print("running", flush=True)  # noqa: T201
+                last = time.monotonic()
+            assert time.monotonic() - last < PATIENCE, f"sent {sent}, received {received}: {port.info()}"
+        assert port.tx_drain(0, timeout=PATIENCE)
+        events = [f"{event.kind}: {event.text}" for event in port.events() if event.text]
+        counted = {name: value for name, value in port.xstats().items() if name.startswith("tx_q0")}
+        engines = [str(engine) for engine in port.info().engines]
+    # After close(): whoever waits for this line also waits for that.
+    seen = {"received": received, "xstats": counted, "events": events, "engines": engines}
+    print(json.dumps(seen), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pytest
 
 from vfio.card import Card
 from vfio.vm import VM
+from watchdog import WATCHDOG
 
 pytestmark = pytest.mark.vfio
 
@@ -67,7 +68,7 @@ def test_thirty_rebinds_a_reboot_and_a_vanished_machine(card: Card) -> None:
         vm.run(
             "cd /sys/bus/pci/drivers/ioatdma; i=0; while [ $i -lt 30 ]; do "
             f"echo {address} > unbind && echo {address} > bind || break; i=$((i + 1)); done; [ $i = 30 ]",
-            timeout=120,
+            timeout=2 * WATCHDOG,
         )
         after = card.model.counters()
         assert {name: after[name] - before[name] for name in after} == {name: 30 * PASSED[name] for name in PASSED}

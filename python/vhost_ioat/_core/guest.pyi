@@ -1,11 +1,10 @@
-from collections.abc import Sequence
+import os
 from typing import Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Buffer
 
-from . import Burst
+from . import Burst, _Packets
 
 class _Ring(TypedDict):
     size: int
@@ -21,7 +20,7 @@ class _Ring(TypedDict):
 class Guest:
     def __init__(
         self,
-        path: str,
+        path: str | bytes | os.PathLike[str],
         *,
         queues: int = 1,
         server: bool = False,
@@ -34,7 +33,7 @@ class Guest:
     def connect(self, timeout: float | None = None) -> None: ...
     def disconnect(self) -> None: ...
     def close(self) -> None: ...
-    def send(self, q: int, pkts: Burst | Sequence[Buffer], net_hdr: NDArray[np.void] | None = None) -> int: ...
+    def send(self, q: int, pkts: _Packets, net_hdr: NDArray[np.void] | None = None) -> int: ...
     def recv(self, q: int, n: int = 32) -> list[bytes]: ...
     def recv_burst(self, q: int, n: int = 32) -> Burst: ...
     def rx_fileno(self, q: int) -> int: ...

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+
+/// Everything a peer can give or make this process do has a limit, and all limits stand here. Who is over one is told
+/// the value and the limit: by a fault of the ring, an event of the port, or an answer that says no.
+namespace vhost_ioat::budget {
+
+// --- The control thread: what one port may take of it before others have their turn
+constexpr int messages_a_turn = 16;
+constexpr auto time_a_turn = std::chrono::microseconds(500);  // looked at between messages and between queues
+constexpr uint32_t packets_a_visit = 64;  // reaped from one tx queue, so that its caller is never kept out for long
+
+// --- A session
+constexpr size_t fds_kept = 2048;  // received and not closed yet; a full set of rings holds 3 * 257
+constexpr size_t fds_a_message = 8;
+/// Jobs (unmapping, closing) of a session that wait for the helper; above it no message is read.
+constexpr size_t helper_jobs = 64;
+/// Former sessions of a port whose fds or mappings are still being let go of; above it no front end is accepted.
+constexpr size_t former_sessions = 16;
+/// How long stop() and close() wait for what blocks; it is left to the helper after that.
+constexpr auto patience_at_stop = std::chrono::seconds(2);
+
+// --- Connections
+constexpr auto half_open = std::chrono::milliseconds(5000);   // without SET_OWNER, while another front end waits
+constexpr auto first_retry = std::chrono::milliseconds(100);  // of accept, connect and listen; doubled each time
+constexpr auto last_retry = std::chrono::milliseconds(1000);
+
+// --- Waiting on behalf of users
+constexpr auto kick_poll_interval = std::chrono::milliseconds(1);  // of rings without a kick fd that somebody waits for
+
+// --- Rings
+
+/// Descriptors of one chain, tables included (VIRTIO 1.2, 2.7.5.2 and 2.7.5.3.1: "a descriptor chain longer than the
+/// Queue Size" must not be made). Over it: the ring is broken, Fault::Kind::chain_length or indirect_length.
+constexpr uint32_t descriptors_of_chain(uint32_t ring_size) { return ring_size; }
+
+/// Host ranges that one packet may lie in: a descriptor is one, and one more for each region border inside it. Chains
+/// of up to 4096 descriptors fit whatever they hold, and so does the longest packet in the shortest merged buffers (12
+/// bytes: 5464 of them). Others stop much earlier: Linux' vhost at 1024, DPDK's at 256. Over it: the packet is dropped
+/// and counted (rx: "pieces_dropped", tx: "oversize_dropped"), and the queue goes on.
+constexpr uint32_t pieces_of_packet(uint32_t ring_size) { return std::min(ring_size, 4096u) + 2048; }
+
+/// Steps of one rx_burst or tx_burst along chains: descriptors, empty ones too, and region borders. Single descriptors
+/// that hold their packet are not counted, they are as many as packets. A step may cost four cache misses (descriptor,
+/// region, buffer, and the buffer again), chosen by the guest: so this many are most of a millisecond.
+///
+/// - A call that has got somewhere ends early, and the next one goes on. So does every rx_burst: it consumes at least
+///   one chain, since one that needs the whole budget is dropped ("pieces_dropped").
+/// - A tx_burst that has used all of it up for its first packet finds nothing better next time: the ring is broken,
+///   Fault::Kind::walk. An honest driver never gets there: before the steps are used up, either pieces_of_packet() were
+///   found, and the packet is dropped; or more than 2048 descriptors were empty. Buffers that are too short for any
+///   packet are given back, which is getting somewhere.
+constexpr uint32_t steps_of_call(uint32_t ring_size) { return pieces_of_packet(ring_size) + 2048; }
+
+}  // namespace vhost_ioat::budget

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "base/helper.hpp"
+
+#include <pthread.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "base/fork_generation.hpp"
+#include "base/signals.hpp"
+
+namespace vhost_ioat {
+
+namespace {
+constexpr auto idle_time = std::chrono::seconds(5);  // after it, a thread that nobody needs ends
+}
+
+/// The helper threads of this process. Never destroyed: a thread may be stuck in a job when the process ends.
+class HelperThreads {
+ public:
+  static HelperThreads& get() {
+    static HelperThreads* one = new HelperThreads;
+    // A forked child has none of the threads, and perhaps a mutex that one of them held: it begins anew.
+    static uint32_t born = fork_generation();
+    if (born != fork_generation()) {
+      born = fork_generation();
+      one = new HelperThreads;
+    }
+    return *one;
+  }
+
+  /// Makes sure that there is a thread as long as the lane lives.
+  void admit_lane() {
+    std::unique_lock lock(mutex_);
+    if (threads_ == 0) start(lock);
+    ++lanes_;
+  }
+  void dismiss_lane() noexcept {
+    const std::lock_guard lock(mutex_);
+    if (--lanes_ == 0) work_.notify_all();
+  }
+
+  void schedule(HelperLane& lane) noexcept {
+    const std::lock_guard lock(mutex_);
+    append(lane);
+    work_.notify_one();
+  }
+
+ private:
+  void append(HelperLane& lane) noexcept {
+    lane.next_scheduled_ = nullptr;
+    (last_ ? last_->next_scheduled_ : first_) = &lane;
+    last_ = &lane;
+  }
+
+  void start(std::unique_lock<std::mutex>&) {
+    const BlockSignals blocked;  // inherited by the thread
+    std::thread([this] { serve(); }).detach();
+    ++threads_;
+    ++waiting_;
+  }
+
+  void serve() noexcept {
+    pthread_setname_np(pthread_self(), "vhost_ioat-help");
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      // The last thread stays while there are lanes: it may not be possible to start another one.
+      const auto needed = [this] { return first_ != nullptr || (lanes_ == 0 && waiting_ == threads_); };
+      while (!needed()) {
+        if (work_.wait_for(lock, idle_time) == std::cv_status::timeout && waiting_ > 1 && !first_) break;
+      }
+      --waiting_;
+      if (!first_) {
+        --threads_;
+        return;
+      }
+      HelperLane* const lane = first_;
+      first_ = lane->next_scheduled_;
+      if (!first_) last_ = nullptr;
+      if (waiting_ == 0) {
+        try {
+          start(lock);  // so that the next lane need not wait for this one's job
+        } catch (const std::exception&) {
+          // No more threads are to be had: the lanes are served one after the other.
+        }
+      }
+      lock.unlock();
+      std::shared_ptr<HelperLane> through = lane->do_one();
+      const bool more = !through;
+      through.reset();  // may be the end of the lane, which locks
+      lock.lock();
+      ++waiting_;
+      if (!more) continue;
+      append(*lane);
+      work_.notify_one();
+    }
+  }
+
+  std::mutex mutex_;  // guards what follows; taken after that of a lane
+  std::condition_variable work_;
+  HelperLane *first_ = nullptr, *last_ = nullptr;  // lanes with jobs that no thread is at
+  size_t lanes_ = 0, threads_ = 0, waiting_ = 0;
+};
+
+HelperLane::HelperLane(size_t most_fds) : born_(fork_generation()), most_fds_(most_fds) {
+  to_close_.reserve(most_fds);
+  HelperThreads::get().admit_lane();
+}
+
+std::shared_ptr<HelperLane> HelperLane::create(size_t most_fds) {
+  return std::shared_ptr<HelperLane>(new HelperLane(most_fds));
+}
+
+HelperLane::~HelperLane() {
+  if (born_ == fork_generation()) HelperThreads::get().dismiss_lane();
+}
+
+/// The lane's mutex is held.
+void HelperLane::schedule() noexcept {
+  if (std::exchange(scheduled_, true)) return;
+  kept_ = weak_from_this().lock();  // empty when this is the destructor's doing, which has nothing left to do
+  if (kept_) HelperThreads::get().schedule(*this);
+}
+
+void HelperLane::add(HelperJob& job) noexcept {
+  if (born_ != fork_generation()) return;
+  const std::lock_guard lock(mutex_);
+  job.next_ = nullptr;
+  (last_ ? last_->next_ : first_) = &job;
+  last_ = &job;
+  ++pending_;
+  schedule();
+}
+
+void HelperLane::close_later(int fd) noexcept {
+  if (born_ != fork_generation()) return;
+  const std::lock_guard lock(mutex_);
+  to_close_.push_back(fd);  // there is room: adopt() has seen to it
+  ++pending_;
+  schedule();
+}
+
+size_t HelperLane::pending() const noexcept {
+  const std::lock_guard lock(mutex_);
+  return pending_;
+}
+
+bool HelperLane::has_room_for_fds(size_t n) const noexcept {
+  const std::lock_guard lock(mutex_);
+  return fds_ + n <= most_fds_;
+}
+
+UniqueFd HelperLane::adopt(int fd) noexcept {
+  const std::lock_guard lock(mutex_);
+  ++fds_;
+  return UniqueFd(fd, shared_from_this());
+}
+
+/// One job, or the closing of one fd. Returns the lane when that was the last.
+std::shared_ptr<HelperLane> HelperLane::do_one() noexcept {
+  std::unique_lock lock(mutex_);
+  if (!to_close_.empty()) {
+    const int fd = to_close_.back();
+    to_close_.pop_back();
+    lock.unlock();
+    ::close(fd);
+    lock.lock();
+    --fds_;
+  } else if (HelperJob* const job = first_) {
+    first_ = job->next_;
+    if (!first_) last_ = nullptr;
+    lock.unlock();
+    job->run();
+    job->dispose();
+    lock.lock();
+  }
+  if (--pending_ != 0) return nullptr;
+  scheduled_ = false;
+  return std::move(kept_);
+}
+
+// --- Tasks
+
+struct HelperTask::State final : HelperJob {
+  State(const std::shared_ptr<EventLoop>& loop, std::function<void()> work_of,
+        std::function<void(std::exception_ptr)> done_of)
+      : work(std::move(work_of)), done(std::move(done_of)), ended(loop, [this] { finish(); }) {}
+
+  void run() noexcept override {
+    try {
+      work();
+    } catch (...) {
+      problem = std::current_exception();
+    }
+  }
+  void dispose() noexcept override { ended.post(); }
+  void finish() {
+    const std::shared_ptr<State> kept = std::move(self);
+    running = false;
+    if (wanted) done(std::exchange(problem, nullptr));
+  }
+
+  const std::function<void()> work;
+  const std::function<void(std::exception_ptr)> done;
+  std::exception_ptr problem;
+  bool running = false, wanted = true;  // used on the loop
+  std::shared_ptr<State> self;          // while it runs
+  EventLoop::Posted ended;
+};
+
+HelperTask::HelperTask(std::shared_ptr<EventLoop> loop, std::function<void()> work,
+                       std::function<void(std::exception_ptr)> done)
+    : state_(std::make_shared<State>(loop, std::move(work), std::move(done))) {}
+
+HelperTask::~HelperTask() { state_->wanted = false; }
+
+void HelperTask::start(HelperLane& lane) noexcept {
+  state_->running = true;
+  state_->self = state_;
+  lane.add(*state_);
+}
+
+bool HelperTask::running() const noexcept { return state_->running; }
+
+}  // namespace vhost_ioat

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "port/engine_slot.hpp"
+
+#include <algorithm>
+
+#include "base/error.hpp"
+#include "port/arenas.hpp"
+
+namespace vhost_ioat::port {
+
+EngineSlot::EngineSlot(const std::shared_ptr<EventLoop>& loop, std::function<void(std::exception_ptr)> ended)
+    : lane_(HelperLane::create()),
+      work_(std::make_shared<Work>()),
+      task_(loop, [work = work_] { work->run(); }, std::move(ended)) {}
+
+void EngineSlot::set_engine(std::shared_ptr<dma::DmaEngine> engine, std::shared_ptr<dma::IoatModel> model) {
+  work_->engine = std::move(engine);
+  model_ = std::move(model);
+}
+
+void EngineSlot::start(Job job) noexcept {
+  work_->job = job;
+  task_.start(*lane_);
+}
+
+bool EngineSlot::map_guest(Mappings wanted) noexcept {
+  if (!engine() || wanted == work_->guest) return false;
+  work_->wanted = std::move(wanted);
+  start(Job::guest);
+  return true;
+}
+
+bool EngineSlot::map_arenas() noexcept {
+  if (!engine() || work_->arenas_seen == arena_generation()) return false;
+  start(Job::arenas);
+  return true;
+}
+
+void EngineSlot::step_recovery(Recovery::Time now) noexcept {
+  work_->now = now;
+  start(Job::recovery);
+}
+
+void EngineSlot::end() noexcept {
+  model_.reset();
+  start(Job::end);
+}
+
+void EngineSlot::leak() noexcept {
+  for (auto& mapping : work_->guest) mapping->leak();
+  work_->itself = work_;  // on purpose never freed
+}
+
+void EngineSlot::set_state(const char* state) noexcept {
+  try {
+    state_ = state;
+  } catch (const std::exception&) {
+    // The event said it.
+  }
+}
+
+void EngineSlot::Work::run() {
+  outcome = {};
+  switch (job) {
+    case Job::guest:
+      return map_guest();
+    case Job::arenas:
+      return map_arenas();
+    case Job::recovery:
+      outcome.recovery = recovery.step(*engine, now);
+      return;
+    case Job::end:
+      engine.reset();
+      guest.clear();
+      arenas.clear();
+      return;
+  }
+}
+
+/// Memory that it cannot map is left to the CPU.
+void EngineSlot::Work::map_guest() {
+  std::erase_if(guest, [&](const auto& mapping) {
+    if (std::ranges::find(wanted, mapping) != wanted.end()) return false;
+    engine->unmap(mapping->data());
+    return true;
+  });
+  guest.reserve(wanted.size());
+  for (auto& mapping : wanted) {
+    if (std::ranges::find(guest, mapping) != guest.end()) continue;
+    try {
+      engine->map(mapping->data(), mapping->size());
+      guest.push_back(std::move(mapping));
+    } catch (const std::exception& error) {
+      outcome.refused.push_back(format("%llu bytes of guest memory, the CPU copies there: %s",
+                                       static_cast<unsigned long long>(mapping->size()), error.what()));
+    }
+  }
+  wanted.clear();
+}
+
+void EngineSlot::Work::map_arenas() {
+  for (auto& arena : registered_arenas(arenas_seen)) {
+    if (std::ranges::find(arenas, arena) != arenas.end()) continue;
+    try {
+      arenas.reserve(arenas.size() + 1);
+      engine->map(arena->data(), arena->size());
+      arenas.push_back(std::move(arena));
+    } catch (const std::exception& error) {
+      outcome.refused.push_back(format("a packet arena, the CPU copies from there: %s", error.what()));
+    }
+  }
+}
+
+}  // namespace vhost_ioat::port

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <csignal>
+#include <string>
+#include <vector>
+
+#include "base/peer_fd.hpp"
+#include "base/unique_fd.hpp"
+#include "doctest/doctest.h"
+
+using namespace vhost_ioat;
+using Use = PeerFd::Use;
+using Kind = PeerFd::Kind;
+using Signalled = PeerFd::Signalled;
+using Drained = PeerFd::Drained;
+
+namespace {
+
+struct Pair {
+  UniqueFd read, write;
+};
+
+Pair make_pipe() {
+  int fds[2];
+  REQUIRE(::pipe2(fds, O_CLOEXEC) == 0);
+  return {UniqueFd(fds[0]), UniqueFd(fds[1])};
+}
+
+Pair make_sockets(int type) {
+  int fds[2];
+  REQUIRE(::socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, fds) == 0);
+  return {UniqueFd(fds[0]), UniqueFd(fds[1])};
+}
+
+void set_blocking(int fd, bool blocking) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  REQUIRE(::fcntl(fd, F_SETFL, blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK) == 0);
+}
+
+/// So full that one more write would wait, and blocking.
+void fill(int fd) {
+  set_blocking(fd, false);
+  const uint64_t most = UINT64_MAX - 1;
+  const std::vector<uint8_t> bytes(4096);
+  if (::write(fd, &most, sizeof most) < 0) REQUIRE(errno == EAGAIN);
+  if (PeerFd(fd, Use::signal).kind() != Kind::eventfd) {
+    while (::write(fd, bytes.data(), bytes.size()) > 0) {
+    }
+    while (::write(fd, bytes.data(), 1) > 0) {
+    }
+  }
+  set_blocking(fd, true);
+}
+
+bool readable(int fd) {
+  pollfd watched{fd, POLLIN, 0};
+  return ::poll(&watched, 1, 0) == 1;
+}
+
+/// Each test is run as the kernel is, and as one without the calls that never wait.
+struct Kernels {
+  explicit Kernels(bool old) { detail::pretend_old_kernel(old); }
+  Kernels(const Kernels&) = delete;
+  Kernels& operator=(const Kernels&) = delete;
+  ~Kernels() { detail::pretend_old_kernel(false); }
+};
+
+#define ON_EVERY_KERNEL                \
+  for (const bool old : {false, true}) \
+    if (const Kernels kernel(old); true)
+
+}  // namespace
+
+TEST_CASE("peer fd: eventfds, pipes and Unix sockets are known, without a look at /proc") {
+  ON_EVERY_KERNEL {
+    const UniqueFd event(::eventfd(0, EFD_CLOEXEC)), semaphore(::eventfd(0, EFD_CLOEXEC | EFD_SEMAPHORE));
+    CHECK(PeerFd(event.get(), Use::signal).kind() == Kind::eventfd);
+    CHECK(PeerFd(event.get(), Use::wait));
+    CHECK(PeerFd(semaphore.get(), Use::signal));
+    const Pair pipe = make_pipe();
+    CHECK(PeerFd(pipe.write.get(), Use::signal).kind() == Kind::pipe);
+    CHECK(PeerFd(pipe.read.get(), Use::wait).kind() == Kind::pipe);
+    for (const int type : {SOCK_STREAM, SOCK_SEQPACKET, SOCK_DGRAM}) {
+      const Pair sockets = make_sockets(type);
+      CHECK(PeerFd(sockets.write.get(), Use::signal).kind() == Kind::socket);
+    }
+    CHECK(PeerFd(-1, Use::signal).kind() == Kind::none);
+    CHECK_FALSE(PeerFd(-1, Use::wait));
+  }
+}
+
+TEST_CASE("peer fd: telling the kind takes no signal, adds none and changes no flag") {
+  const UniqueFd event(::eventfd(5, EFD_CLOEXEC));
+  const int flags = ::fcntl(event.get(), F_GETFL);
+  CHECK(PeerFd(event.get(), Use::wait));
+  CHECK(PeerFd(event.get(), Use::signal));
+  CHECK(::fcntl(event.get(), F_GETFL) == flags);
+  uint64_t count = 0;
+  CHECK(::read(event.get(), &count, sizeof count) == sizeof count);
+  CHECK(count == 5);
+  CHECK_FALSE(readable(event.get()));
+  const Kernels kernel(true);
+  CHECK(PeerFd(event.get(), Use::wait));
+  CHECK_FALSE(readable(event.get()));
+}
+
+TEST_CASE("peer fd: what is something else is of no use, says why, and is never written or read") {
+  ON_EVERY_KERNEL {
+    sigset_t none;
+    ::sigemptyset(&none);
+    char name[] = "/tmp/vhost_ioat_peer_fd_XXXXXX";
+    const UniqueFd file(::mkostemp(name, O_CLOEXEC));
+    ::unlink(name);
+    const UniqueFd memory(::memfd_create("no eventfd", MFD_CLOEXEC));
+    const UniqueFd fds[] = {
+        UniqueFd(::open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC)),
+        UniqueFd(::open("/dev/zero", O_RDWR | O_CLOEXEC)),
+        UniqueFd(::open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC)),
+        UniqueFd(::epoll_create1(EPOLL_CLOEXEC)),
+        UniqueFd(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC)),
+        UniqueFd(::signalfd(-1, &none, SFD_CLOEXEC)),
+        UniqueFd(::inotify_init1(IN_CLOEXEC)),
+        UniqueFd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)),
+        UniqueFd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0)),
+    };
+    auto check = [](int fd) {
+      CAPTURE(fd);
+      for (const Use use : {Use::signal, Use::wait}) {
+        PeerFd peer(fd, use);
+        CHECK(peer.kind() == Kind::unusable);
+        CHECK_FALSE(peer);
+        CHECK(peer.fd() == -1);
+        CHECK(std::string(peer.why()) != "");
+        CHECK(peer.signal() == Signalled::nobody);
+        CHECK(peer.drain() == Drained::closed);
+      }
+    };
+    for (const UniqueFd& fd : fds) {
+      if (fd) check(fd.get());
+    }
+    check(file.get());
+    check(memory.get());
+    CHECK(::lseek(file.get(), 0, SEEK_END) == 0);
+    CHECK(::lseek(memory.get(), 0, SEEK_END) == 0);
+    check(99999);  // not open at all
+  }
+}
+
+TEST_CASE("peer fd: only a name of a file, even of a pipe, is of no use") {
+  char folder[] = "/tmp/vhost_ioat_fifo_XXXXXX";
+  REQUIRE(::mkdtemp(folder) != nullptr);
+  const std::string path = std::string(folder) + "/fifo";
+  REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
+  const UniqueFd named(::open(path.c_str(), O_PATH | O_CLOEXEC)), opened(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  CHECK_FALSE(PeerFd(named.get(), Use::signal));
+  PeerFd fifo(opened.get(), Use::signal);
+  CHECK(fifo.signal() == Signalled::delivered);
+  CHECK(PeerFd(opened.get(), Use::wait).drain() == Drained::signalled);  // one FIFO as kick and call
+  ::unlink(path.c_str());
+  ::rmdir(folder);
+}
+
+TEST_CASE("peer fd: the wrong end of a pipe is refused, each with its reason") {
+  const Pair pipe = make_pipe();
+  const PeerFd call(pipe.read.get(), Use::signal), kick(pipe.write.get(), Use::wait);
+  CHECK_FALSE(call);
+  CHECK(std::string(call.why()) == "it is open for reading only");
+  CHECK_FALSE(kick);
+  CHECK(std::string(kick.why()) == "it is open for writing only");
+}
+
+TEST_CASE("peer fd: a socket is no kick, since what is read from it may carry fds whose close waits") {
+  const Pair sockets = make_sockets(SOCK_STREAM);
+  CHECK_FALSE(PeerFd(sockets.read.get(), Use::wait));
+}
+
+TEST_CASE("peer fd: a signal is 8 bytes with the value 1, whatever carries it") {
+  ON_EVERY_KERNEL {
+    const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+    const Pair pipe = make_pipe(), stream = make_sockets(SOCK_STREAM), datagrams = make_sockets(SOCK_DGRAM),
+               packets = make_sockets(SOCK_SEQPACKET);
+    const std::array<std::pair<int, int>, 5> ends = {{{event.get(), event.get()},
+                                                      {pipe.write.get(), pipe.read.get()},
+                                                      {stream.write.get(), stream.read.get()},
+                                                      {datagrams.write.get(), datagrams.read.get()},
+                                                      {packets.write.get(), packets.read.get()}}};
+    for (const auto& [ours, theirs] : ends) {
+      PeerFd peer(ours, Use::signal);
+      CHECK(peer.signal() == Signalled::delivered);
+      REQUIRE(readable(theirs));
+      uint64_t value = 0;
+      CHECK(::read(theirs, &value, sizeof value) == sizeof value);
+      CHECK(value == 1);
+      CHECK_FALSE(readable(theirs));
+    }
+  }
+}
+
+TEST_CASE("peer fd: many signals from one thread, each adds one") {
+  const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+  PeerFd peer(event.get(), Use::signal);
+  for (int i = 0; i < 10000; ++i) REQUIRE(peer.signal() == Signalled::delivered);
+  uint64_t count = 0;
+  CHECK(::read(event.get(), &count, sizeof count) == sizeof count);
+  CHECK(count == 10000);
+}
+
+TEST_CASE("peer fd: a peer that is full counts as told, and does not hold us though it made the fd blocking") {
+  ON_EVERY_KERNEL {
+    const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+    const Pair pipe = make_pipe(), stream = make_sockets(SOCK_STREAM), datagrams = make_sockets(SOCK_DGRAM),
+               packets = make_sockets(SOCK_SEQPACKET);
+    for (const int fd :
+         {event.get(), pipe.write.get(), stream.write.get(), datagrams.write.get(), packets.write.get()}) {
+      PeerFd peer(fd, Use::signal);
+      fill(fd);
+      CHECK(peer.signal() == Signalled::delivered);  // a watchdog ends the run if this waits
+      CHECK(peer);
+    }
+  }
+}
+
+TEST_CASE("peer fd: an eventfd never holds us, whatever its peer does to the flag and the counter meanwhile") {
+  const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+  PeerFd peer(event.get(), Use::signal);
+  const pid_t hostile = ::fork();
+  if (hostile == 0) {  // fills the counter and takes the flag off, over and over
+    for (;;) {
+      uint64_t value = UINT64_MAX - 1;
+      set_blocking(event.get(), false);
+      (void)!::write(event.get(), &value, sizeof value);
+      set_blocking(event.get(), true);
+    }
+  }
+  for (int i = 0; i < 20000; ++i) {
+    REQUIRE(peer.signal() == Signalled::delivered);
+    if (i % 16 == 0) (void)peer.drain();
+  }
+  ::kill(hostile, SIGKILL);
+  ::waitpid(hostile, nullptr, 0);
+}
+
+TEST_CASE("peer fd: a peer whose other end is gone fails once and raises no signal in anybody") {
+  ON_EVERY_KERNEL {
+    struct sigaction before{}, deadly{};
+    deadly.sa_handler = SIG_DFL;
+    REQUIRE(::sigaction(SIGPIPE, &deadly, &before) == 0);
+    Pair pipe = make_pipe(), stream = make_sockets(SOCK_STREAM), datagrams = make_sockets(SOCK_DGRAM);
+    pipe.read.reset();
+    stream.read.reset();
+    datagrams.read.reset();
+    const UniqueFd alone(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    for (const int fd : {pipe.write.get(), stream.write.get(), datagrams.write.get(), alone.get()}) {
+      PeerFd peer(fd, Use::signal);
+      CHECK(peer);
+      CHECK(peer.signal() == Signalled::failed);
+      CHECK(peer.signal() == Signalled::nobody);
+      CHECK_FALSE(peer);
+    }
+    sigset_t pending, blocked;
+    ::sigpending(&pending);
+    CHECK_FALSE(::sigismember(&pending, SIGPIPE));
+    ::pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
+    CHECK_FALSE(::sigismember(&blocked, SIGPIPE));
+    REQUIRE(::sigaction(SIGPIPE, &before, nullptr) == 0);
+  }
+}
+
+TEST_CASE("peer fd: a SIGPIPE that waits for the caller is left to it") {
+  sigset_t pipe_signal, before, pending;
+  ::sigemptyset(&pipe_signal);
+  ::sigaddset(&pipe_signal, SIGPIPE);
+  ::pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
+  ::pthread_kill(::pthread_self(), SIGPIPE);
+  Pair pipe = make_pipe();
+  pipe.read.reset();
+  PeerFd peer(pipe.write.get(), Use::signal);
+  CHECK(peer.signal() == Signalled::failed);
+  ::sigpending(&pending);
+  CHECK(::sigismember(&pending, SIGPIPE));
+  const timespec now{};
+  ::sigtimedwait(&pipe_signal, nullptr, &now);
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+TEST_CASE("peer fd: kicks are taken without waiting, and bounded") {
+  ON_EVERY_KERNEL {
+    const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+    PeerFd counter(event.get(), Use::wait);
+    CHECK(counter.drain() == Drained::nothing);  // blocking, and empty
+    const uint64_t three = 3;
+    (void)!::write(event.get(), &three, sizeof three);
+    CHECK(counter.drain() == Drained::signalled);
+    CHECK(counter.drain() == Drained::nothing);
+
+    const Pair pipe = make_pipe();
+    PeerFd kick(pipe.read.get(), Use::wait);
+    CHECK(kick.drain() == Drained::nothing);
+    (void)!::write(pipe.write.get(), "kick", 1);
+    CHECK(kick.drain() == Drained::signalled);
+    CHECK_FALSE(readable(pipe.read.get()));
+    if (::fcntl(pipe.write.get(), F_SETPIPE_SZ, 1 << 20) == 1 << 20) {
+      fill(pipe.write.get());
+      CHECK(kick.drain() == Drained::signalled);
+      CHECK(readable(pipe.read.get()));  // what is left shows
+    }
+  }
+}
+
+TEST_CASE("peer fd: a semaphore eventfd counts down, and shows what is left") {
+  const UniqueFd event(::eventfd(2, EFD_CLOEXEC | EFD_SEMAPHORE));
+  PeerFd kick(event.get(), Use::wait);
+  CHECK(kick.drain() == Drained::signalled);
+  CHECK(readable(event.get()));
+}
+
+TEST_CASE("peer fd: a kick whose other end is gone says so, after the last kick") {
+  ON_EVERY_KERNEL {
+    Pair pipe = make_pipe();
+    PeerFd kick(pipe.read.get(), Use::wait);
+    (void)!::write(pipe.write.get(), "kick", 4);
+    pipe.write.reset();
+    CHECK(kick.drain() == Drained::signalled);
+    CHECK(kick.drain() == Drained::closed);
+  }
+}
+
+TEST_CASE("peer fd: a forked child signals, too") {
+  const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+  PeerFd peer(event.get(), Use::signal);
+  CHECK(peer.signal() == Signalled::delivered);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    PeerFd fresh(event.get(), Use::signal);
+    ::_exit(peer.signal() == Signalled::delivered && fresh.signal() == Signalled::delivered ? 0 : 1);
+  }
+  int status = -1;
+  ::waitpid(child, &status, 0);
+  CHECK(status == 0);
+  uint64_t count = 0;
+  CHECK(::read(event.get(), &count, sizeof count) == sizeof count);
+  CHECK(count == 3);
+}

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""forward(): every packet that enters is sent, dropped and counted, or consumed."""
+
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+
+import pytest
+
+from traffic import until
+from vhost_ioat import ConfigError, EthVhost, Stats, _core, forward
+from vhost_ioat.guest import Guest
+
+PACKET = bytes(12) + b"\x08\x00" + bytes(46)
+
+
+@pytest.fixture
+def pair(socket_path):
+    """Two ports and their guests: (a, guest of a, b, guest of b)."""
+    with ExitStack() as opened:
+        made = []
+        for name in "ab":
+            port = opened.enter_context(EthVhost(f"{socket_path}{name}"))
+            guest = opened.enter_context(Guest(f"{socket_path}{name}", ring_size=64))
+            guest.connect(timeout=60)
+            assert port.wait_link(timeout=60)
+            made += [port, guest]
+        yield made
+
+
+def offer(guest, count):
+    return guest.send(0, [PACKET] * count)
+
+
+def test_drop_counts_what_the_other_port_does_not_take(pair):
+    a, a_guest, b, b_guest = pair
+    sent, total = 0, Stats()
+    while sent < 1000:
+        sent += offer(a_guest, 64)
+        total += forward(a, b, seconds=0)
+    until(lambda: forward(a, b, seconds=0) == Stats(q_ipackets=(0,), q_opackets=(0,), q_ibytes=(0,), q_obytes=(0,),
+                                                    q_errors=(0,)))  # fmt: skip
+    received = len(b_guest.recv(0, 4096))
+    assert total.ipackets == a.stats().ipackets == sent
+    assert total.dropped == sent - received > 0
+    assert (total.opackets, total.consumed) == (received, 0)
+
+
+def test_retry_drops_nothing_while_the_other_port_is_served(pair):
+    a, a_guest, b, b_guest = pair
+    forwarder = _core.Forwarder(a, b, "io", 16, "retry")
+    sent, got = 0, []
+
+    def through():
+        nonlocal sent
+        if sent < 5000:
+            sent += offer(a_guest, 64)
+        forwarder.run(0.0)
+        got.extend(b_guest.recv(0, 64))
+        return len(got) == sent >= 5000
+
+    until(through)
+    left, right = forwarder.sides()
+    assert left["received"] == right["sent"] == sent
+    assert right["dropped_full"] == right["dropped_down"] == 0
+
+
+def test_retry_ends_with_its_time_and_counts_what_is_left(pair):
+    a, a_guest, b, b_guest = pair
+    sent, total = 0, Stats()
+    while total.dropped == 0:
+        sent += offer(a_guest, 64)
+        total += forward(a, b, seconds=0.05, burst=16, on_full="retry")
+    assert total.dropped <= 16
+    assert total.ipackets == total.opackets + total.dropped
+    assert total.opackets == len(b_guest.recv(0, 4096))
+
+
+def test_retry_gives_up_when_the_link_is_down(pair):
+    a, a_guest, b, b_guest = pair
+    b_guest.close()
+    assert b.wait_link(up=False, timeout=60)
+    sent = offer(a_guest, 32)
+    total = Stats()
+
+    def through():
+        nonlocal total
+        total += forward(a, b, seconds=0, on_full="retry")
+        return total.ipackets == sent
+
+    until(through)
+    assert total.dropped == sent
+
+
+@pytest.mark.parametrize("mode", ["rxonly", "icmpecho"])
+def test_what_a_mode_keeps_is_consumed_and_not_dropped(pair, mode):
+    a, a_guest, b, _ = pair
+    sent = offer(a_guest, 20)
+    total = Stats()
+
+    def through():
+        nonlocal total
+        total += forward(a, b, mode, seconds=0)
+        return total.ipackets == sent
+
+    until(through)
+    assert (total.consumed, total.dropped, total.opackets) == (sent, 0, 0)
+
+
+def test_txonly_counts_what_was_taken_and_drops_nothing(pair):
+    a, a_guest, b, b_guest = pair
+    total = forward(a, b, "txonly", seconds=0)
+    assert total.dropped == 0
+    assert total.opackets == len(a_guest.recv(0, 4096)) + len(b_guest.recv(0, 4096)) > 0
+
+
+@pytest.mark.parametrize("policy", ["", "wait", "DROP"])
+def test_a_policy_is_drop_or_retry(pair, policy):
+    a, _, b, _ = pair
+    with pytest.raises(ConfigError, match=r"use drop or retry"):
+        forward(a, b, seconds=0, on_full=policy)
+
+
+def test_stats_add_up_with_the_fields_of_forward():
+    one = Stats(ipackets=3, dropped=2, consumed=1)
+    assert (one + one).dropped == 4
+    assert (one - one).consumed == 0
+
+
+@pytest.mark.parametrize("policy", ["drop", "retry"])
+def test_the_command_shows_what_was_dropped(socket_path, policy):
+    pytest.importorskip("typer")
+    command = [sys.executable, "-m", "vhost_ioat", "fwd", f"left,iface={socket_path}l", f"right,iface={socket_path}r"]
+    process = subprocess.Popen(
+        [*command, "--on-full", policy], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        with Guest(f"{socket_path}l") as left, Guest(f"{socket_path}r", ring_size=64) as right:
+            threads = [threading.Thread(target=guest.connect, kwargs={"timeout": 60}) for guest in (left, right)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            sent = 0
+
+            def send():
+                nonlocal sent
+                sent += offer(left, 8)
+                return sent >= 200
+
+            until(send)
+            process.send_signal(2)
+            output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, errors) == (0, "")
+    assert f"on_full={policy}" in output
+    assert "without room" in output
