@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ._core.dma import IoatModel, VfioUserServer
+from .devargs import socket_path
 
 __all__ = ["serve"]
 
@@ -23,23 +24,29 @@ TURN = 0.2  # seconds between two looks for Ctrl-C and two calls of `watch`
 def _listener(path: str) -> Iterator[socket.socket]:
     """A listening socket file that takes the place of one nobody serves any more, and is gone at the end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        mine = None
         try:
-            listening.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or _is_served(path):
-                raise OSError(error.errno, error.strerror, path) from None
-            Path(path).unlink()
-            listening.bind(path)
-        mine = Path(path).stat().st_ino
-        Path(path).chmod(0o600)
-        listening.listen()
-        listening.settimeout(TURN)
-        try:
+            _bind(listening, path)
+            mine = Path(path).stat().st_ino
+            Path(path).chmod(0o600)
+            listening.listen()
+            listening.settimeout(TURN)
             yield listening
         finally:
             with contextlib.suppress(FileNotFoundError):
-                if Path(path).stat().st_ino == mine:
+                # A signal may come at any place above: the socket knows whether it was bound.
+                if listening.getsockname() == path and mine in (None, Path(path).stat().st_ino):
                     Path(path).unlink()
+
+
+def _bind(listening: socket.socket, path: str) -> None:
+    try:
+        listening.bind(path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or _is_served(path):
+            raise OSError(error.errno, error.strerror, path) from None
+        Path(path).unlink()
+        listening.bind(path)
 
 
 def _is_served(path: str) -> bool:
@@ -62,9 +69,11 @@ def serve(path: str, model: IoatModel | None = None, *, watch: Callable[[int], o
             made; a true answer ends serving.
 
     Raises:
+        ConfigError: `path` cannot be that of a socket: empty, too long, with a NUL.
         OSError: The socket cannot be made, or is served by another process.
         KeyboardInterrupt: Ctrl-C, with nothing left behind.
     """
+    path = socket_path("path", path)
     if model is None:
         model = IoatModel(mode="threaded")
     server = VfioUserServer(model)

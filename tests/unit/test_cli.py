@@ -14,6 +14,7 @@ pytest.importorskip("typer")
 from vhost_ioat import __version__
 from vhost_ioat.cli.format import count, rates, scaled
 from vhost_ioat.guest import Guest
+from watchdog import WATCHDOG
 
 COMMAND = [sys.executable, "-m", "vhost_ioat"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
@@ -21,7 +22,7 @@ ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 def run(*arguments):
     return subprocess.run(
-        [*COMMAND, *arguments], check=False, capture_output=True, text=True, timeout=100, env=ENVIRONMENT
+        [*COMMAND, *arguments], check=False, capture_output=True, text=True, timeout=2 * WATCHDOG, env=ENVIRONMENT
     )
 
 
@@ -55,7 +56,7 @@ def forward_and_stop(socket_path, number, *options):
     process = start("fwd", f"iface={socket_path}", *options)
     try:
         with Guest(socket_path) as guest:
-            guest.connect(timeout=20)
+            guest.connect(timeout=WATCHDOG)
             got = []
 
             def exchange():
@@ -65,7 +66,7 @@ def forward_and_stop(socket_path, number, *options):
 
             until(exchange, "packets come back")
             process.send_signal(number)
-            output, errors = process.communicate(timeout=20)
+            output, errors = process.communicate(timeout=WATCHDOG)
     finally:
         process.kill()
         process.wait()
@@ -95,7 +96,7 @@ def test_two_ports_are_connected(socket_path):
     process = start("fwd", f"left,iface={left}", f"right,iface={right}", "--seconds", "60")
     try:
         with Guest(left) as a, Guest(right) as b:
-            threads = [threading.Thread(target=guest.connect, kwargs={"timeout": 20}) for guest in (a, b)]
+            threads = [threading.Thread(target=guest.connect, kwargs={"timeout": WATCHDOG}) for guest in (a, b)]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -106,7 +107,7 @@ def test_two_ports_are_connected(socket_path):
                 until(lambda there=there, got=got: got.extend(there.recv(0)) or got)
                 assert got == [b"across" * 12]
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(WATCHDOG) == 0
     finally:
         process.kill()
         process.communicate()
@@ -138,7 +139,7 @@ def test_devices_lists_or_says_that_there_are_none():
 
 def test_without_typer_it_says_what_to_install():
     script = "import sys; sys.modules['typer'] = None; from vhost_ioat.__main__ import main; main()"
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=WATCHDOG)
     assert done.returncode == 1
     assert "pip install 'vhost-ioat[cli]'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ import threading
 from typing import Self
 
 from vhost_ioat import dma
+from watchdog import WATCHDOG
 
 
 class Card:
@@ -30,10 +31,10 @@ class Card:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(WATCHDOG)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(WATCHDOG)
         assert not self._thread.is_alive()

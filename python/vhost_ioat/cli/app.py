@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import signal
+from collections.abc import Iterator
+from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from .. import __version__
 from ..errors import VhostIoatError
@@ -15,6 +18,7 @@ from . import demo as demo_command
 from . import devices as devices_command
 from . import fwd as fwd_command
 from . import ioat_device as device_command
+from .format import console, one_line
 
 app = typer.Typer(
     name="vhost-ioat",
@@ -35,7 +39,20 @@ class Mode(enum.StrEnum):
     TXONLY = "txonly"
 
 
-Seconds = Annotated[float | None, typer.Option("--seconds", "-t", min=0.1, help="Stop after so long.")]
+class OnFull(enum.StrEnum):
+    """What `fwd` does with packets that the other port does not take."""
+
+    DROP = "drop"
+    RETRY = "retry"
+
+
+SHORTEST, LONGEST = 0.1, 1e9  # seconds
+
+
+def _duration(seconds: float | None) -> float | None:
+    if seconds is not None and not SHORTEST <= seconds <= LONGEST:  # nan is in no range
+        raise typer.BadParameter(f"{seconds:g} is not in the range {SHORTEST:g} to {LONGEST:g}")
+    return seconds
 
 
 def _print_version(wanted: bool) -> None:
@@ -53,14 +70,47 @@ def options(
     """Options of all commands."""
 
 
-def _end(error: Exception) -> typer.Exit:
-    Console(stderr=True).print(f"[red]vhost-ioat:[/red] {error}", highlight=False, soft_wrap=True)
-    return typer.Exit(2)
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: as Ctrl-C, so that everything is given back on the way out."""
+
+
+@contextlib.contextmanager
+def _running(endless: bool = False) -> Iterator[None]:
+    """What each command runs in: how it ends by signals and by errors.
+
+    Ctrl-C, SIGTERM and SIGHUP unwind it, so that sockets, folders and processes go with it. That is the normal end of
+    an `endless` command, status 0; of others the status is 128 and the signal's number. What a user can mend is one
+    line and status 2.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for other in handled:
+            signal.signal(other, signal.SIG_IGN)  # once is enough; Ctrl-C may still cut the cleaning short
+        raise Terminated(number)
+
+    # One that was started with a signal ignored, by nohup, goes on ignoring it.
+    handled = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, end) for number in handled}
+    try:
+        yield
+    except (VhostIoatError, OSError, MemoryError) as error:
+        text = one_line(str(error) or type(error).__name__)
+        console(stderr=True).print(f"vhost-ioat: {text}", style="red", soft_wrap=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt as interrupt:
+        if not endless:
+            number = interrupt.args[0] if isinstance(interrupt, Terminated) else signal.SIGINT
+            raise typer.Exit(128 + number) from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @app.command()
 def demo(
-    seconds: Annotated[float, typer.Option("--seconds", "-t", min=0.1, help="How long packets are made.")] = 5.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", "-t", callback=_duration, help="How long packets are made.")
+    ] = 5.0,
     queues: Annotated[int, typer.Option("--queues", "-q", min=1, max=128, help="Queue pairs.")] = 1,
     engine: Annotated[bool, typer.Option(help="Copy large packets by a software I/OAT engine per queue.")] = True,
 ) -> None:
@@ -68,7 +118,9 @@ def demo(
 
     The guest is a second process, the socket a real one. The exit status is 0 only if nothing was lost or altered.
     """
-    if not demo_command.run(seconds, queues, engine, Console()):
+    with _running():
+        held = demo_command.run(seconds, queues, engine, console())
+    if not held:
         raise typer.Exit(1)
 
 
@@ -76,21 +128,25 @@ def demo(
 def fwd(
     devargs: Annotated[list[str], typer.Argument(help="One or two ports, as iface=/tmp/vhost0.sock,queues=2.")],
     mode: Annotated[Mode, typer.Option("--mode", "-m", help="What to do with a packet.")] = Mode.IO,
-    seconds: Seconds = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", "-t", callback=_duration, help="Stop after so long.")
+    ] = None,
+    on_full: Annotated[
+        OnFull, typer.Option("--on-full", help="Packets the other port does not take: drop them, or offer them again.")
+    ] = OnFull.DROP,
 ) -> None:
     """Forward packets between two ports, or back where they came from with one; Ctrl-C ends it."""
     if len(devargs) > 2:
         raise typer.BadParameter("one or two ports")
-    try:
-        fwd_command.run(devargs, mode.value, seconds, Console())
-    except (VhostIoatError, OSError) as error:
-        raise _end(error) from None
+    with _running(endless=True):
+        fwd_command.run(devargs, mode.value, seconds, on_full.value, console())
 
 
 @app.command()
 def devices() -> None:
     """List the I/OAT channels of this machine and what keeps each from being used."""
-    devices_command.run(Console())
+    with _running():
+        devices_command.run(console())
 
 
 @app.command("ioat-device")
@@ -112,9 +168,5 @@ def ioat_device(
     ] = None,
 ) -> None:
     """Serve the software I/OAT as a PCI card for virtual machines; Ctrl-C ends it."""
-    try:
-        device_command.run(path, device_id, cbver, latency, bandwidth, fault or [], Console())
-    except (VhostIoatError, OSError) as error:
-        raise _end(error) from None
-    except KeyboardInterrupt:
-        pass
+    with _running(endless=True):
+        device_command.run(path, device_id, cbver, latency, bandwidth, fault or [], console())

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import signal
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +27,7 @@ from .stream import Receiver, Sender, Stream
 REFRESH = 0.25  # seconds
 PATIENCE = 10.0  # seconds without a packet after which what is missing counts as lost
 RING_SIZE = 1024  # room for 30 of the largest packets
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TO_GUEST, FROM_GUEST = 1, 2  # seeds
 
 
@@ -57,8 +62,21 @@ class End:
         )
 
 
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """While a process starts: half started, it would end with a traceback of its own. It begins with them blocked."""
+    resource_tracker.ensure_running()  # it unblocks signals when it starts
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 def _guest_process(path: str, queues: int, parent: Connection) -> None:
     """The second process. It is told "stop", and tells its totals every now and then and at the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the other one ends this
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     end = End(queues, FROM_GUEST, TO_GUEST)
     sending, told = True, 0.0
     expected: int | None = None
@@ -200,9 +218,9 @@ def _summary(demo: Demo, console: Console) -> bool:
         console.print(f"to the guest by the CPU: {scaled(total('cpu_bytes'), 'B')}", highlight=False)
     problems = demo.problems()
     for problem in problems:
-        console.print(f"[red]{problem}[/red]", highlight=False)
+        console.print(problem, style="red")
     if not problems:
-        console.print("[green]every packet came once, in order, and unaltered[/green]")
+        console.print("every packet came once, in order, and unaltered", style="green")
     return not problems
 
 
@@ -218,11 +236,12 @@ def run(seconds: float, queues: int, engine: bool, console: Console) -> bool:
         with EthVhost(path, queues=queues, ioats=ioats) as port:
             ours, theirs = context.Pipe()
             guest = context.Process(target=_guest_process, args=(path, queues, theirs), daemon=True)
-            guest.start()
-            theirs.close()
             try:
+                with _signals_wait():
+                    guest.start()
+                theirs.close()
                 if not port.wait_link(timeout=PATIENCE):
-                    console.print(f"[red]the guest did not come within {PATIENCE:g} s[/red]")
+                    console.print(f"the guest did not come within {PATIENCE:g} s", style="red")
                     return False
                 demo = Demo(port, ours, queues)
                 with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -233,6 +252,6 @@ def run(seconds: float, queues: int, engine: bool, console: Console) -> bool:
                 guest.join(PATIENCE)
                 return held and guest.exitcode == 0
             finally:
-                if guest.is_alive():
+                if guest.pid is not None and guest.is_alive():
                     guest.terminate()
                     guest.join()

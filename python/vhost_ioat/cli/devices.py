@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .. import dma
 
@@ -18,6 +19,6 @@ def run(console: Console) -> None:
     table = Table("address", "device id", "driver", "IOMMU group", "NUMA node", "state")
     for device in found:
         group, node = ("-" if number < 0 else str(number) for number in (device.iommu_group, device.numa_node))
-        state = "[green]usable[/green]" if device.usable else device.missing
+        state = Text("usable", style="green") if device.usable else device.missing
         table.add_row(device.address, f"8086:{device.device_id:04x}", device.driver or "-", group, node, state)
     console.print(table)

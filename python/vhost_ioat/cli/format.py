@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Numbers for people."""
+"""Numbers and text for people."""
 
 from __future__ import annotations
+
+from rich.console import Console
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that prints what it is given: a path or a name is the user's text, and no markup or emoji code."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks, control characters and what no terminal can show written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def count(number: float) -> str:

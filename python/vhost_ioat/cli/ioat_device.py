@@ -29,14 +29,14 @@ _UNITS = {
 }
 
 
-def number(what: str, text: str, limit: int) -> int:
+def number(what: str, text: str, limit: int, base: int = 0) -> int:
     """`0x0b00` or `2816`."""
     try:
-        value = int(text, 0)
-    except ValueError:
+        value = int(text, base)
+    except ValueError:  # also one of thousands of digits
         value = -1
     if not 0 <= value <= limit:
-        raise ConfigError(f"{what} {text!r}: write a number up to {limit:#x}, as 0x0b00")
+        raise ConfigError(f"{what} {text!r}: write a number up to {limit:#x}, such as 0x0b00")
     return value
 
 
@@ -46,7 +46,10 @@ def amount(kind: str, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(\D+)", text)
     if not match or match[2] not in units:
         raise ConfigError(f"{kind} {text!r}: write a number and a unit, one of {', '.join(units)}")
-    return round(float(match[1]) * units[match[2]])
+    value = float(match[1]) * units[match[2]]
+    if value >= 2**63:
+        raise ConfigError(f"{kind} {text!r}: at most {2**63 // max(units.values())} {next(iter(units))}")
+    return round(value)
 
 
 def fault(text: str) -> tuple[str, int, int]:
@@ -55,8 +58,9 @@ def fault(text: str) -> tuple[str, int, int]:
     kind = match[1].replace("-", "_") if match else ""
     if not match or kind not in FAULTS:
         raise ConfigError(f"fault {text!r}: write KIND, KIND@NTH or KIND=VALUE@NTH, where KIND is {', '.join(FAULTS)}")
-    default = 8 if kind == "error" else 0
-    return kind, int(match[2]) if match[2] else default, int(match[3] or 0)
+    default = "8" if kind == "error" else "0"
+    read = functools.partial(number, limit=2**63 - 1, base=10)
+    return kind, read(f"value of {kind}", match[2] or default), read(f"nth of {kind}", match[3] or "0")
 
 
 def run(
@@ -70,15 +74,15 @@ def run(
 ) -> None:
     """Serve until Ctrl-C, and print the counters when they have changed, at most once a second."""
     identity = number("device id", device_id, 0xFFFF)
-    version = number("version", cbver, 0xFF) if cbver else VERSIONS.get(identity, 0x32)
+    version = number("version", cbver, 0xFF) if cbver is not None else VERSIONS.get(identity, 0x32)
     model = dma.IoatModel(identity, version, mode="threaded")
-    if latency:
+    if latency is not None:
         model.inject("latency", value=amount("latency", latency))
-    if bandwidth:
+    if bandwidth is not None:
         model.inject("bandwidth", value=amount("bandwidth", bandwidth))
     for kind, value, nth in map(fault, faults):
         model.inject(kind, nth=nth, value=value)
-    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say = functools.partial(console.print, soft_wrap=True)
     shown, shown_at = "", 0.0
 
     def watch(maps: int) -> None:
