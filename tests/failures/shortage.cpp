@@ -261,12 +261,15 @@ int fstat(int fd, struct stat* found) noexcept {
 int fstatfs(int fd, struct statfs* found) noexcept {
   return falls_short(Shortage::stat, ENOMEM) ? -1 : NEXT(fstatfs)(fd, found);
 }
+// Sanitizers call these two for themselves, at each throw and at the end of each thread, and abort when they fail.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 int sigaction(int signal, const struct sigaction* wanted, struct sigaction* before) noexcept {
   return falls_short(Shortage::sigaction, ENOMEM) ? -1 : NEXT(sigaction)(signal, wanted, before);
 }
 int sigaltstack(const stack_t* wanted, stack_t* before) noexcept {
   return falls_short(Shortage::alternate_stack, ENOMEM) ? -1 : NEXT(sigaltstack)(wanted, before);
 }
+#endif
 int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*), void* argument) noexcept {
   if (falls_short(Shortage::thread)) return EAGAIN;
   return NEXT(pthread_create)(thread, attributes, run, argument);
