@@ -60,7 +60,7 @@ asan: $(STAMPS)/package $(STAMPS)/dev ## C++ tests and ASAN_TESTS under AddressS
 	mkdir -p build/asan-python
 	cp -r python/vhost_ioat build/asan-python
 	cmake --install build/asan-ubsan --prefix build/asan-python
-	tools/with-asan build/asan-python $(PY) -m pytest $(ASAN_TESTS) $(PYTEST_ARGS)
+	tools/with-asan build/asan-python $(PY) -m pytest -m "not address_space" $(ASAN_TESTS) $(PYTEST_ARGS)
 
 tsan: $(STAMPS)/venv ## C++ tests under ThreadSanitizer
 	cmake --preset tsan

@@ -192,6 +192,7 @@ def test_out_of_fds_while_a_front_end_starts(victim):
     assert not ran[-1]
 
 
+@pytest.mark.address_space
 def test_out_of_memory_while_a_front_end_with_many_large_rings_starts(victim):
     """Address space for less than 14 pairs of 32768 entries need."""
     port = victim(queues=14)
