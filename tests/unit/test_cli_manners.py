@@ -200,7 +200,7 @@ def test_a_signal_that_was_ignored_from_the_start_stays_ignored(socket_path):
     until(path.is_socket, "it listens")
     process.send_signal(signal.SIGHUP)
     with Guest(str(path)) as guest:
-        guest.connect(timeout=20)  # it is still there
+        guest.connect(timeout=60)  # it is still there
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 0

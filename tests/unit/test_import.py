@@ -17,8 +17,8 @@ path = sys.argv[1]
 port = EthVhost(path)
 port.start()
 guest = Guest(path)
-guest.connect(timeout=20)
-assert port.wait_link(timeout=20)
+guest.connect(timeout=60)
+assert port.wait_link(timeout=60)
 packets = [b"a" * 60, bytearray(90), memoryview(bytes(1514))]
 imported = []
 sys.addaudithook(lambda event, arguments: imported.append(arguments[0]) if event == "import" else None)

@@ -64,13 +64,26 @@ class End:
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-    """While a process starts: half started, it would end with a traceback of its own. It begins with them blocked."""
+    """While a process starts: half started, it would end with a traceback of its own. It begins with them blocked.
+
+    Here blocking is not enough: another thread may take the signal, and Python runs its handler in this one.
+    """
     resource_tracker.ensure_running()  # it unblocks signals when it starts
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in ENDING
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _guest_process(path: str, queues: int, parent: Connection) -> None:

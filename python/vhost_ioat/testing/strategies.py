@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from ..devargs import MAX_PATH, MAX_QUEUES, MIN_MEMPOOL, Devargs
+from ..devargs import MAX_MEMPOOL, MAX_PATH, MAX_QUEUES, MIN_MEMPOOL, Devargs
 from .frontend import REQUESTS, Message
 from .layout import Descriptor
 
@@ -62,7 +62,7 @@ def devargs(draw: DrawFn) -> Devargs:
         "publish": st.sampled_from(["cpu", "dma"]),
         "sw_mode": st.sampled_from(["threaded", "inline", "stepped"]),
         "socket_mode": st.integers(0, 0o777),
-        "mempool": st.integers(MIN_MEMPOOL, 2**63 - 1),
+        "mempool": st.integers(MIN_MEMPOOL, MAX_MEMPOOL),
         "max_guest_mem": st.integers(4096, 2**63 - 1),
         **dict.fromkeys(_SWITCHES, st.booleans()),
     }
