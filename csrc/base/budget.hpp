@@ -14,6 +14,9 @@ constexpr int messages_a_turn = 16;
 constexpr auto time_a_turn = std::chrono::microseconds(500);  // looked at between messages and between queues
 constexpr uint32_t packets_a_visit = 64;  // reaped from one tx queue, so that its caller is never kept out for long
 
+constexpr uint32_t commands_a_turn = 16;           // of a control queue
+constexpr uint32_t pieces_of_control_buffer = 16;  // guest memory a command, or the room for its answer, may lie in
+
 // --- A session
 constexpr size_t fds_kept = 2048;  // received and not closed yet; a full set of rings holds 3 * 257
 constexpr size_t fds_a_message = 8;
@@ -28,6 +31,10 @@ constexpr auto patience_at_stop = std::chrono::seconds(2);
 constexpr auto half_open = std::chrono::milliseconds(5000);   // without SET_OWNER, while another front end waits
 constexpr auto first_retry = std::chrono::milliseconds(100);  // of accept, connect and listen; doubled each time
 constexpr auto last_retry = std::chrono::milliseconds(1000);
+
+// --- Advice
+constexpr auto advice_after = std::chrono::seconds(1);  // a kick for a ring that does not run: something may yet come
+constexpr int kicks_in_vain = 8;                        // for a ring that was never filled: its memory is not shared
 
 // --- Waiting on behalf of users
 constexpr auto kick_poll_interval = std::chrono::milliseconds(1);  // of rings without a kick fd that somebody waits for

@@ -13,7 +13,6 @@
 #include <csignal>
 #include <ctime>
 
-#include "base/error.hpp"
 #include "base/eventfd_aio.hpp"
 
 namespace vhost_ioat {
@@ -178,11 +177,6 @@ PeerFd::Drained PeerFd::drain() noexcept {
     }
   }
   return result;
-}
-
-void adopt_eventfd(int fd) {
-  if (PeerFd(fd, PeerFd::Use::signal).kind() != PeerFd::Kind::eventfd) throw Error("the fd is not an eventfd");
-  set_nonblocking(fd);
 }
 
 namespace detail {

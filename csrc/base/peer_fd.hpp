@@ -53,9 +53,6 @@ class PeerFd {
   const char* why_ = "";
 };
 
-/// Makes an fd non-blocking that must be an eventfd; throws Error when it is something else.
-void adopt_eventfd(int fd);
-
 namespace detail {
 /// For tests: as on a kernel without aio and RWF_NOWAIT. Not while other threads signal.
 void pretend_old_kernel(bool old) noexcept;

@@ -158,6 +158,20 @@ py::dict stats_dict(const EthVhost& port) {
 
 py::object text_or_none(const std::string& text) { return text.empty() ? py::none() : py::object(py::str(text)); }
 
+py::tuple control_tuple(const virtio::ControlState& state) {
+  const auto texts = [](const std::vector<virtio::MacAddress>& addresses) {
+    py::tuple out(addresses.size());
+    for (size_t i = 0; i < addresses.size(); ++i) out[i] = virtio::text_of(addresses[i]);
+    return out;
+  };
+  py::list vlans;
+  for (size_t id = 0; id < state.vlans.size(); ++id)
+    if (state.vlans[id]) vlans.append(id);
+  return py::make_tuple(state.promiscuous, state.all_multicast, state.all_unicast, state.no_multicast, state.no_unicast,
+                        state.no_broadcast, state.mac ? py::object(py::str(virtio::text_of(*state.mac))) : py::none(),
+                        texts(state.unicast), texts(state.multicast), py::tuple(vlans), state.queue_pairs);
+}
+
 py::dict info_dict(EthVhost& port) {
   EthVhost::Info info;
   {
@@ -177,6 +191,7 @@ py::dict info_dict(EthVhost& port) {
     engines.append(py::make_tuple(e.queue, e.name, e.description, e.hardware, e.active, e.state));
   for (const auto& m : info.mempools) mempools.append(py::make_tuple(m.queue, m.size, m.in_use, m.largest_free));
   d["mempools"] = mempools;
+  d["control"] = control_tuple(info.control);
   d["regions"] = regions;
   d["rings"] = rings;
   d["engines"] = engines;

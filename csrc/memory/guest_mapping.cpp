@@ -25,9 +25,12 @@ uint64_t check_file_system(int fd) {
   // Only files of memfd, tmpfs and hugetlbfs have seals, and the kernel knows without a question to the file system:
   // fstatfs() and fstat() of FUSE may never return.
   if (fcntl(fd, F_GET_SEALS) < 0) {
+    struct statx file{};
+    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &file) != 0 || !S_ISREG(file.stx_mode))
+      throw Error("guest memory cannot be mapped from what is no regular file");
     throw NotShared(
-        "it lies on a file system that could make a reader wait, or is no file; only memfd, tmpfs and hugetlbfs are "
-        "taken: use memory-backend-memfd,share=on or a file in /dev/shm");
+        "its file lies on a file system that could make a reader wait; only memfd, tmpfs and hugetlbfs are taken: use "
+        "memory-backend-memfd,share=on or a file in /dev/shm");
   }
   struct statfs fs{};
   if (fstatfs(fd, &fs) != 0) throw_errno("fstatfs of a guest memory region");

@@ -26,7 +26,8 @@ uint64_t physical_memory() {
 }
 }  // namespace
 
-// Ring 2N is tx queue N of the port (the guest receives), ring 2N + 1 is rx queue N.
+// Ring 2N is tx queue N of the port (the guest receives), ring 2N + 1 is rx queue N. One of them, or the one after the
+// last, is the control queue's.
 
 VringQueue& EthVhost::vring_queue(uint32_t ring) {
   if (ring % 2) return *rxqs_[ring / 2];
@@ -38,7 +39,7 @@ VringQueue& EthVhost::vring_queue(uint32_t ring) {
 void EthVhost::prepare(const RingSet& rings, const SessionState& next) {
   prepare_halt();
   try {
-    for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring)
+    for (uint32_t ring = 0; ring < this->rings(); ++ring)
       if (rings[ring]) prepared_[ring] = prepare_ring(ring, next);
   } catch (...) {
     prepare_halt();
@@ -56,6 +57,10 @@ EthVhost::Prepared EthVhost::prepare_ring(uint32_t ring, const SessionState& nex
   RingSetup& setup = ready.setup;
   const Vring& vring = next.vrings[ring];
   setup.enabled = vring.enabled;
+  ready.watched = vring.kick;
+  ready.control =
+      next.features.has(virtio::Feature::CTRL_VQ) && ring == vhost_user::control_ring_of(next.features, config_.queues);
+  if (ring == 2 * config_.queues && !ready.control) return ready;
   if (!vring.started || !vring.has_addresses || vring.size == 0) return ready;
   const bool event_idx = next.features.has(virtio::Feature::EVENT_IDX);
   auto* desc = next.memory->translate_uva(vring.desc_uva, virtio::desc_bytes(vring.size));
@@ -79,6 +84,7 @@ EthVhost::Prepared EthVhost::prepare_ring(uint32_t ring, const SessionState& nex
   setup.call = vring.call;
   setup.err = vring.err;
   ready.kick = vring.kick;
+  if (ready.control) return ready;
   setup.drained = false;  // for the question whether it is the ring that runs already
   const bool runs_already = vring_queue(ring).goes_on(setup);
   if (ring % 2) {
@@ -134,6 +140,8 @@ void EthVhost::hold_later() {
 }
 
 std::optional<uint16_t> EthVhost::ring_base(uint32_t ring) noexcept {
+  if (control_.running() && ring == control_at_) return control_.ring().last_avail().value();
+  if (ring == 2 * config_.queues) return std::nullopt;
   const VringQueue& queue = vring_queue(ring);
   if (!queue.running()) return std::nullopt;
   return queue.ring().last_avail().value();
@@ -143,14 +151,14 @@ std::optional<uint16_t> EthVhost::ring_base(uint32_t ring) noexcept {
 
 void EthVhost::commit(const RingSet& rings, const SessionState& next) noexcept {
   memory_ = next.memory;
-  for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring)
+  for (uint32_t ring = 0; ring < this->rings(); ++ring)
     if (rings[ring]) take_over(ring, std::exchange(prepared_[ring], {}));
   // A ring that starts is read, and its memory may be gone already.
   if (memory::times_mended() != mended_seen_.load(std::memory_order_relaxed)) wake_control();
 }
 
 void EthVhost::halt() noexcept {
-  for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring) take_over(ring, {});
+  for (uint32_t ring = 0; ring < rings(); ++ring) take_over(ring, {});
   memory_.reset();
 }
 
@@ -158,36 +166,83 @@ void EthVhost::take_over(uint32_t ring, Prepared ready) noexcept {
   const uint32_t queue = ring / 2;
   const bool rx = ring % 2;
   RingSetup& setup = ready.setup;
-  const bool usable = setup.running && setup.enabled;
   setup.drained = how_ == vhost_user::Hold::drained;
   // Not SET_VRING_BASE: after a back end that was killed the front end may not know how far it came (virtio-user says
   // 0). Rings are used in order and are drained before they stop, so nothing is in flight between the two indices.
   if (setup.running) setup.last_avail = RingIndex(virtio::load_relaxed<uint16_t>(setup.at.used + 2));
+  holding_.reset(ring);
+  take_over_control(ring, ready);
+  if (ring == 2 * config_.queues) return;
+  const bool usable = setup.running && setup.enabled;
+  kick_watches_[ring]->setup(std::move(ready.watched), setup.running ? setup.at.avail : nullptr, setup.memory);
   if (rx) {
-    RxInterrupt& interrupt = *interrupts_[queue];
-    setup.kicks = interrupt.wanted();
-    if (!interrupt.set_kick(std::move(ready.kick))) {
-      report("control", static_cast<int>(queue), true, usable, Reports::warning,
-             "rx queue %u: its kick fd cannot be waited for (%s); the ring is polled for those who wait", queue,
-             std::strerror(errno));
-    }
-    rxqs_[queue]->setup(std::move(setup), std::move(ready.rx));
-    rxqs_[queue]->owner().give_back();
-    // A kick may have gone to the fd or the ring that was there before.
-    if (interrupt.wanted()) {
-      interrupt.wake();
-      wake_control();  // should the ring be one that must be polled
-    }
+    take_over_rx(queue, std::move(ready));
   } else {
     txqs_[queue]->setup(std::move(setup), std::move(ready.tx));
     txqs_[queue]->owner().give_back();
   }
-  holding_.reset(ring);
   if (usable == ring_usable_[ring]) return;
   ring_usable_[ring] = usable;
   report("queue", static_cast<int>(queue), rx, usable, Reports::info, "%s queue %u is %s", rx ? "rx" : "tx", queue,
          usable ? "enabled" : "disabled");
 }
+
+void EthVhost::take_over_rx(uint32_t queue, Prepared ready) noexcept {
+  RxInterrupt& interrupt = *interrupts_[queue];
+  const bool usable = ready.setup.running && ready.setup.enabled;
+  ready.setup.kicks = interrupt.wanted();
+  if (!interrupt.set_kick(std::move(ready.kick))) {
+    report("control", static_cast<int>(queue), true, usable, Reports::warning,
+           "rx queue %u: its kick fd cannot be waited for (%s); the ring is polled for those who wait", queue,
+           std::strerror(errno));
+  }
+  rxqs_[queue]->setup(std::move(ready.setup), std::move(ready.rx));
+  rxqs_[queue]->owner().give_back();
+  // A kick may have gone to the fd or the ring that was there before.
+  if (interrupt.wanted()) {
+    interrupt.wake();
+    wake_control();  // should the ring be one that must be polled
+  }
+}
+
+/// The control queue, should this ring be its own, or have been. A queue whose ring it is has none.
+void EthVhost::take_over_control(uint32_t ring, Prepared& ready) noexcept {
+  if (!ready.control && !(control_.running() && ring == control_at_)) return;
+  control_at_ = ring;
+  control_.setup(ready.control ? std::exchange(ready.setup, {}) : RingSetup{}, std::exchange(ready.kick, nullptr));
+  ready.watched.reset();
+  std::lock_guard lock(snapshot_mutex_);
+  if (!control_.running()) snapshot_.control = {};
+}
+
+void EthVhost::control_changed(const char* change) {
+  report("guest", -1, false, true, Reports::info, "the guest asked over its control queue for: %s", change);
+  std::lock_guard lock(snapshot_mutex_);
+  snapshot_.control = control_.state();
+}
+
+/// Why nothing works, as far as can be seen from here.
+void EthVhost::advise(uint32_t ring, KickWatch::Advice advice) noexcept {
+  const SessionState* state = endpoint_ ? endpoint_->state() : nullptr;
+  if (!state) return;
+  const Vring& vring = state->vrings[ring];
+  const uint32_t queue = ring / 2;
+  const bool rx = ring % 2;
+  if (advice == KickWatch::Advice::stays_empty) {
+    return report("peer", static_cast<int>(queue), rx, true, Reports::warning,
+                  "%s queue %u is kicked, but its ring stays empty: is the memory of the guest shared? QEMU shares it "
+                  "with memory-backend-memfd,share=on",
+                  rx ? "rx" : "tx", queue);
+  }
+  const char* const missing = !vring.has_addresses               ? "its addresses (SET_VRING_ADDR)"
+                              : vring.size == 0                  ? "its size (SET_VRING_NUM)"
+                              : state->memory->regions().empty() ? "what memory there is (SET_MEM_TABLE)"
+                                                                 : "a memory region that holds it (SET_MEM_TABLE)";
+  report("peer", static_cast<int>(queue), rx, false, Reports::warning,
+         "%s queue %u is kicked, but does not run: the front end has not said %s", rx ? "rx" : "tx", queue, missing);
+}
+
+void EthVhost::remark(const char* text) noexcept { report("peer", -1, false, false, Reports::warning, "%s", text); }
 
 void EthVhost::announce(const uint8_t (&mac)[6]) noexcept {
   // RFC 903 "request reverse": who am I, asked and answered with the guest's own address, so that switches learn it.
@@ -229,7 +284,7 @@ void EthVhost::after_message(const SessionState& state) {
     for (const memory::Region& region : state.memory->regions())
       snapshot_.regions.push_back({region.gpa, region.uva, region.size});
     snapshot_.rings.clear();
-    for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring) {
+    for (uint32_t ring = 0; ring < rings(); ++ring) {
       const Vring& vring = state.vrings[ring];
       if (vring.size == 0) continue;
       RingInfo info;

@@ -17,7 +17,13 @@ namespace vhost_ioat::port {
 EthVhost::EthVhost(PortConfig config)
     : config_(std::move(config)),
       loop_(std::make_shared<PortLoop>(EventLoop::get(), [this](const char* what) { failed(what); })),
-      prepared_(2 * config_.queues),
+      control_(loop_, config_.queues,
+               {[this](const char* change) { control_changed(change); },
+                [this](const char* fault) {
+                  report("peer", -1, false, false, Reports::warning,
+                         "the control queue is broken until the front end restarts it: %s", fault);
+                }}),
+      prepared_(rings()),
       ring_usable_(2 * config_.queues),
       hold_timer_(loop_, [this] { closing_ ? close_step() : hold_later(); }),
       service_timer_(loop_, [this] { service(); }),
@@ -39,6 +45,8 @@ EthVhost::EthVhost(PortConfig config)
                                                                                 })
                                                  : nullptr);
   }
+  for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring)
+    kick_watches_.push_back(std::make_unique<KickWatch>(loop_, [this, ring](auto advice) { advise(ring, advice); }));
   make_engines();
   loop_->run([this] {
     loop_->add_fd(wake_fd_.get(), EPOLLIN, [this](uint32_t) {

@@ -16,7 +16,9 @@
 #include "dma/ioat_model.hpp"
 #include "memory/packet_arena.hpp"
 #include "port/config.hpp"
+#include "port/control_ring.hpp"
 #include "port/engine_slot.hpp"
+#include "port/kick_watch.hpp"
 #include "port/reports.hpp"
 #include "port/rx_interrupt.hpp"
 #include "port/rx_queue.hpp"
@@ -111,6 +113,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
     bool connected = false;
     uint64_t features = 0, protocol_features = 0;
     uint16_t mtu = 0;
+    virtio::ControlState control;
     std::vector<RegionInfo> regions;
     std::vector<RingInfo> rings;
     std::vector<EngineInfo> engines;
@@ -128,6 +131,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   void prepare_halt() noexcept override;
   void halt() noexcept override;
   void announce(const uint8_t (&mac)[6]) noexcept override;
+  void remark(const char* text) noexcept override;
   std::unique_ptr<vhost_user::BackendSession> make_session() override;
   void after_message(const vhost_user::SessionState& state) override;
   void disconnected(const char* reason, bool broken) noexcept override;
@@ -136,18 +140,25 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   /// What a ring will be, made ready while it still is what it was.
   struct Prepared {
     RingSetup setup;
-    vhost_user::SharedFd kick;
+    vhost_user::SharedFd kick;     // of a ring that runs
+    vhost_user::SharedFd watched;  // and of one that does not
+    bool control = false;          // it is the control queue's
     RxQueue::Scratch rx;
     TxQueue::Scratch tx;
     EngineSlot::Mappings guest;  // for the engine, until it was asked
     bool guest_asked = false;
   };
   static constexpr auto hold_retry = std::chrono::microseconds(100);
+  uint32_t rings() const { return 2 * config_.queues + 1; }
   VringQueue& vring_queue(uint32_t ring);
   bool hold_step() noexcept;
   void hold_later();
   Prepared prepare_ring(uint32_t ring, const vhost_user::SessionState& next);
   void take_over(uint32_t ring, Prepared ready) noexcept;
+  void take_over_control(uint32_t ring, Prepared& ready) noexcept;
+  void take_over_rx(uint32_t queue, Prepared ready) noexcept;
+  void control_changed(const char* change);
+  void advise(uint32_t ring, KickWatch::Advice advice) noexcept;
   void set_link(bool up) noexcept;
 
   // ---- service of the queues (service.cpp), on the control thread
@@ -187,6 +198,8 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   std::vector<std::unique_ptr<TxQueue>> txqs_;
   std::vector<std::unique_ptr<RxInterrupt>> interrupts_;
   std::vector<std::unique_ptr<EngineSlot>> engines_;
+  ControlRing control_;
+  std::vector<std::unique_ptr<KickWatch>> kick_watches_;  // by ring
 
   std::mutex life_;  // start, stop, close one after the other
   std::atomic<bool> started_{false};
@@ -203,6 +216,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   bool hold_pending_ = false;
   std::vector<Prepared> prepared_;  // by ring; used between prepare() and commit()
   std::vector<bool> ring_usable_;   // running and enabled, as last told in an event
+  uint32_t control_at_ = 0;         // the ring that control_ serves, while it runs
   uint32_t next_serviced_ = 0;      // queue, should a turn end early
   std::array<uint8_t, 60> rarp_{};  // frame to come first on rx queue 0
   bool rarp_waits_ = false;

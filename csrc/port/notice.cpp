@@ -28,6 +28,8 @@ std::string Notice::text(Kind kind, const Notice& n) {
                     "; such packets are dropped, shorter ones pass; release bursts, keep packets with Burst.gather(), "
                     "or raise mempool",
                     n.value, n.limit, n.extra);
+    case Kind::call_failed:
+      return "the other end of its call fd is gone; the guest is told of nothing until its front end sends another one";
   }
   return "unknown notice";
 }

@@ -14,8 +14,9 @@ struct Notice {
     gso_without_checksum,  // value: gso_type
     memory_exhausted,      // value: bytes wanted in one piece, limit: bytes of the arena
     memory_cut_up,         // value: bytes wanted in one piece, limit: bytes of the arena, extra: largest free piece
+    call_failed,           // nothing more to say
   };
-  static constexpr size_t kinds = 4;
+  static constexpr size_t kinds = 5;
 
   uint64_t value = 0, limit = 0, extra = 0;
 

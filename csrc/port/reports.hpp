@@ -14,7 +14,7 @@ namespace vhost_ioat::port {
 
 /// Something a user of the port may want to know. queue is -1 when it concerns the whole port.
 struct Event {
-  std::string kind;  // "link", "queue", "engine", "peer", "control", "port"
+  std::string kind;  // "link", "queue", "engine", "peer", "guest", "control", "port"
   int queue = -1;
   bool rx = false;
   bool enabled = false;

@@ -37,7 +37,9 @@ class RxInterrupt {
   /// What was signalled so far is known.
   void clear() noexcept {
     eventfd_clear(wake_.get());
-    if (kick_) eventfd_clear(kick_->get());
+    if (!has_kick() || kick_->peer.drain() != PeerFd::Drained::closed) return;
+    ::epoll_ctl(set_.get(), EPOLL_CTL_DEL, kick_->owned.get(), nullptr);  // else it stays readable for ever
+    kick_closed_.store(true, std::memory_order_relaxed);
   }
 
   // ---- the control thread, with the queue held
@@ -45,13 +47,15 @@ class RxInterrupt {
   /// ring must be polled.
   bool set_kick(vhost_user::SharedFd kick) noexcept {
     if (kick == kick_) return true;
-    if (kick_) ::epoll_ctl(set_.get(), EPOLL_CTL_DEL, kick_->get(), nullptr);
+    if (has_kick()) ::epoll_ctl(set_.get(), EPOLL_CTL_DEL, kick_->owned.get(), nullptr);
     kick_ = std::move(kick);
-    if (!kick_ || watch(kick_->get())) return true;
+    kick_closed_.store(false, std::memory_order_relaxed);
+    if (!kick_ || watch(kick_->owned.get())) return true;
     kick_.reset();
     return false;
   }
-  bool has_kick() const noexcept { return kick_ != nullptr; }
+  /// The control thread at any time, as it alone changes kick_; others as owners of the queue.
+  bool has_kick() const noexcept { return kick_ && !kick_closed_.load(std::memory_order_relaxed); }
 
  private:
   bool watch(int fd) noexcept {
@@ -62,6 +66,7 @@ class RxInterrupt {
 
   UniqueFd set_, wake_;
   vhost_user::SharedFd kick_;
+  std::atomic<bool> kick_closed_{false};  // by its other end; orders nothing: kick_ comes with the queue
   std::atomic<bool> wanted_{false};
 };
 

@@ -59,9 +59,12 @@ bool EthVhost::service_tx(uint32_t queue) noexcept {
   if (recover(queue, EventLoop::Clock::now())) return true;  // the queue stays held: its tx_burst returns 0
   txq.reap(budget::packets_a_visit);
   const bool again = !txq.idle();
-  const bool due = txq.running() && txq.kick_due();
+  PeerFd call = txq.running() && txq.kick_due() ? txq.call() : PeerFd();
   owner.give_back();
-  if (due) txq.kick(txq.counters);
+  if (call) {
+    const bool told = call.signal() == PeerFd::Signalled::delivered;
+    (told ? txq.counters.notifications : txq.counters.notification_errors).add(1);
+  }
   return again;
 }
 

@@ -144,6 +144,15 @@ const char* EthVhost::state() {
   return snapshot_.connected ? "connected" : config_.client ? "connecting" : "listening";
 }
 
+namespace {
+void tell(EthVhost::RingInfo& info, const virtio::SplitRing& ring) {
+  info.running = true;
+  info.last_avail = ring.last_avail().value();
+  info.used = ring.published().value();
+  if (ring.fault()) info.broken = ring.fault().text();
+}
+}  // namespace
+
 EthVhost::Info EthVhost::info() {
   Info info;
   {
@@ -154,15 +163,15 @@ EthVhost::Info EthVhost::info() {
   if (!closed() && !loop_->forked()) {
     loop_->run([&] {
       for (RingInfo& ring : info.rings) {
+        if (control_.running() && ring.index == control_at_) {
+          tell(ring, control_.ring());
+          continue;
+        }
+        if (ring.index == 2 * config_.queues) continue;
         VringQueue& queue = vring_queue(ring.index);
         const bool ours = !queue.owner().held();
         if (ours && !queue.owner().try_slip_in()) continue;  // a caller is inside: what the session knows must do
-        ring.running = queue.running();
-        if (ring.running) {
-          ring.last_avail = queue.ring().last_avail().value();
-          ring.used = queue.ring().published().value();
-          if (queue.ring().fault()) ring.broken = queue.ring().fault().text();
-        }
+        if (queue.running()) tell(ring, queue.ring());
         if (ours) queue.owner().give_back();
       }
       for (uint32_t q = 0; q < config_.queues; ++q) {

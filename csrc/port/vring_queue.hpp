@@ -54,11 +54,15 @@ class VringQueue {
   }
   /// Has the guest asked to be told of what was published? Then kick() is due, once.
   bool kick_due() noexcept { return ring_.should_notify(); }
-  /// The control thread, which alone changes call_, may do this after giving the queue back.
   void kick(QueueCounters& counters) noexcept {
     if (!call_) return;  // the guest polls
-    (eventfd_signal(call_->get()) ? counters.notifications : counters.notification_errors).add(1);
+    const PeerFd::Signalled signalled = call_->peer.signal();
+    if (signalled == PeerFd::Signalled::failed) notices_.add(Notice::Kind::call_failed, 0, 0);
+    (signalled == PeerFd::Signalled::delivered ? counters.notifications : counters.notification_errors).add(1);
   }
+  /// For the control thread, which alone changes call_: what it may signal after giving the queue back, so that a guest
+  /// that answers at once finds the queue free. A failure shows again at the next kick().
+  PeerFd call() const noexcept { return call_ ? call_->peer : PeerFd(); }
   /// After something was published.
   void notify(QueueCounters& counters) noexcept {
     if (kick_due()) {
@@ -68,7 +72,7 @@ class VringQueue {
     }
   }
   void signal_error() noexcept {
-    if (err_) eventfd_signal(err_->get());
+    if (err_) err_->peer.signal();
   }
 
   /// Does the ring go on where it stood? Its state is richer than what a front end can say.
@@ -99,7 +103,7 @@ class VringQueue {
       ring_.set_kicks(setup.kicks);
       fault_reported_ = false;
     }
-    if (call_once) eventfd_signal(call_->get());
+    if (call_once) call_->peer.signal();
     return running_ && !same;
   }
 

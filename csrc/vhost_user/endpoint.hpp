@@ -71,6 +71,8 @@ class Endpoint {
   void failed(const char* what) noexcept;
 
   bool connected() const { return session_ != nullptr; }
+  /// What the present front end has said; null when there is none.
+  const SessionState* state() const { return session_ ? &session_->state() : nullptr; }
 
  private:
   /// What one connection has of its own, so that one whose end takes long keeps up no other.

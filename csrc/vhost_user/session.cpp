@@ -19,7 +19,7 @@ constexpr uint64_t max_mtu = 65535;
 BackendSession::BackendSession(SessionConfig config, Device& device)
     : config_(config), device_(device), no_memory_(std::make_shared<const memory::RegionTable>()) {
   state_.memory = no_memory_;
-  state_.vrings.resize(2 * config.queue_pairs);
+  state_.vrings.resize(2 * config.queue_pairs + 1);
 }
 
 BackendSession::Next BackendSession::receive(Message message, std::optional<Message>& reply) {
@@ -53,6 +53,7 @@ BackendSession::Next BackendSession::resume(std::optional<Message>& reply) {
   const std::shared_ptr<MemoryWork> work = std::move(work_);
   try {
     if (work->problem_) std::rethrow_exception(work->problem_);
+    if (!work->remark_.empty()) device_.remark(work->remark_.c_str());
     change_memory(std::move(work->table_));
   } catch (const std::exception& problem) {
     return refuse(problem.what(), reply);

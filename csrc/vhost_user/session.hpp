@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/helper.hpp"
+#include "base/peer_fd.hpp"
 #include "base/unique_fd.hpp"
 #include "memory/region_table.hpp"
 #include "vhost_user/message.hpp"
@@ -17,11 +18,21 @@
 namespace vhost_ioat::vhost_user {
 
 constexpr uint32_t max_queue_pairs = 128;
-constexpr uint32_t max_vrings = 2 * max_queue_pairs;
+constexpr uint32_t max_vrings = 2 * max_queue_pairs + 1;  // and the control queue
 using RingSet = std::bitset<max_vrings>;
 
-/// A kick, call or err fd: the session and the queue that uses it share it, so changing rings needs no new one.
-using SharedFd = std::shared_ptr<const UniqueFd>;
+/// A kick, call or err fd that is of use, and the rule for it (base/peer_fd.hpp). The session and the queue share it,
+/// so changing rings needs no new one; whoever owns the queue uses `peer`.
+struct RingFd {
+  UniqueFd owned;
+  PeerFd peer;
+};
+using SharedFd = std::shared_ptr<RingFd>;
+
+/// The ring that is the control queue when CTRL_VQ was negotiated: after the queues there may be (VIRTIO 1.2, 5.1.2).
+constexpr uint32_t control_ring_of(virtio::FeatureSet features, uint32_t queue_pairs) {
+  return features.has(virtio::Feature::MQ) ? 2 * queue_pairs : 2;
+}
 
 /// What the front end has said of one ring. Ring addresses stay the front end's until the ring runs.
 struct Vring {
@@ -31,8 +42,8 @@ struct Vring {
   uint16_t base = 0;         // next avail index: from SET_VRING_BASE, then from the device each time it is held
   bool started = false;      // SET_VRING_KICK came; GET_VRING_BASE ends it
   bool enabled = false;      // SET_VRING_ENABLE, or all of them when F_PROTOCOL_FEATURES was not acked
-  bool polled = false;       // started without a kick fd
-  SharedFd kick, call, err;  // call and err: non-blocking; none: the front end polls
+  bool polled = false;       // started without a kick fd, or with one that is of no use
+  SharedFd kick, call, err;  // none: somebody polls
 
   bool same_addresses(const wire::VringAddr& at) const {
     return has_addresses && desc_uva == at.desc && avail_uva == at.avail && used_uva == at.used;
@@ -45,7 +56,7 @@ struct SessionState {
   uint64_t protocol_features = 0;  // acked
   bool owned = false;
   std::shared_ptr<const memory::RegionTable> memory;  // never null
-  std::vector<Vring> vrings;                          // 2 * queue pairs
+  std::vector<Vring> vrings;                          // 2 * queue pairs, and the control queue
   uint16_t mtu = 0;
   uint8_t status = 0;
 };
@@ -76,6 +87,8 @@ class Device {
   virtual void halt() noexcept = 0;
   /// SEND_RARP: the guest moved here with this MAC address; announce it. The port puts a RARP frame before the next rx.
   virtual void announce(const uint8_t (&mac)[6]) noexcept = 0;
+  /// Something the front end said is of no use, and the session goes on without it. Never more than one a message.
+  virtual void remark(const char* text) noexcept = 0;
 };
 
 /// Mapping what a front end sent may take long, so it is made into work for another thread. It owns what it uses.
@@ -95,6 +108,7 @@ class MemoryWork {
   const std::shared_ptr<const memory::RegionTable> known_;  // mappings in it are used again
   const bool adds_;                                         // to the known ones, or else in their place
   std::shared_ptr<const memory::RegionTable> table_;        // the result
+  std::string remark_;                                      // what is not as it should be in it
   std::exception_ptr problem_;                              // or why there is none
 };
 
@@ -163,6 +177,7 @@ class BackendSession {
   void get_vring_base();
   void set_vring_enable();
   void set_vring_fd(SharedFd Vring::* fd);
+  SharedFd adopt(uint32_t ring, SharedFd Vring::* which, UniqueFd fd);
   // session_memory.cpp
   void set_mem_table();
   void add_mem_region();

@@ -44,7 +44,8 @@ void MemoryWork::run(const std::shared_ptr<HelperLane>& lane) noexcept {
 }
 
 /// A file that is mapped already at the same place is not mapped again: front ends say the whole table anew when a
-/// region is added, and what did not change goes on.
+/// region is added, and what did not change goes on. A region that cannot be shared keeps its place in the table, and
+/// costs no other; only a table of nothing else is refused.
 void MemoryWork::map(const std::shared_ptr<HelperLane>& lane) {
   std::vector<memory::Region> regions;
   if (adds_) regions.assign(known_->regions().begin(), known_->regions().end());
@@ -54,13 +55,26 @@ void MemoryWork::map(const std::shared_ptr<HelperLane>& lane) {
       return region.size == wanted.size && region.mapping &&
              region.mapping->is_of(fds_[i].get(), wanted.mmap_offset, wanted.size);
     });
-    auto mapping = known != known_->regions().end()
-                       ? known->mapping
-                       : memory::GuestMapping::from_fd(fds_[i].get(), wanted.mmap_offset, wanted.size, lane);
-    uint8_t* const host = mapping->data();
-    regions.push_back({wanted.gpa, wanted.size, wanted.uva, host, std::move(mapping)});
+    try {
+      auto mapping = known != known_->regions().end()
+                         ? known->mapping
+                         : memory::GuestMapping::from_fd(fds_[i].get(), wanted.mmap_offset, wanted.size, lane);
+      uint8_t* const host = mapping->data();
+      regions.push_back({wanted.gpa, wanted.size, wanted.uva, host, std::move(mapping)});
+    } catch (const memory::NotShared& why) {
+      regions.push_back({wanted.gpa, wanted.size, wanted.uva, nullptr, nullptr, why.what()});
+      if (remark_.empty()) {
+        remark_ = format("the memory region of 0x%" PRIx64 " bytes at GPA 0x%" PRIx64 " cannot be used: %s",
+                         wanted.size, wanted.gpa, why.what());
+      }
+    }
   }
   table_ = std::make_shared<const memory::RegionTable>(std::move(regions));
+  if (table_->regions().empty()) {
+    remark_ = "the front end shared no memory; QEMU does with memory-backend-memfd,share=on";
+  } else if (!adds_ && !table_->shares_memory()) {
+    throw Error(remark_);
+  }
   fds_.clear();
 }
 

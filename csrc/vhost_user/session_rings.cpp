@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "base/error.hpp"
-#include "base/peer_fd.hpp"
 #include "vhost_user/session.hpp"
 
 namespace vhost_ioat::vhost_user {
@@ -23,9 +22,11 @@ void check_aligned(const char* what, uint64_t address, uint64_t alignment) {
 }  // namespace
 
 uint32_t BackendSession::ring_of(uint64_t index) const {
-  if (index < state_.vrings.size()) return static_cast<uint32_t>(index);
-  throw Error(format("there is no ring %" PRIu64 ", this port has %zu (two for each of its queues)", index,
-                     state_.vrings.size()));
+  const bool control = !state_.features_acked || state_.features.has(virtio::Feature::CTRL_VQ);
+  const size_t rings = state_.vrings.size() - !control;
+  if (index < rings) return static_cast<uint32_t>(index);
+  throw Error(format("there is no ring %" PRIu64 ", this port has %zu (two for each of its queues%s)", index, rings,
+                     control ? ", and one for control" : ""));
 }
 
 void BackendSession::set_vring_num() {
@@ -85,6 +86,20 @@ void BackendSession::set_vring_enable() {
   if (state_.vrings[ring].started) touch(only(ring), Hold::drained);
 }
 
+/// Nothing, and a remark, for an fd that could keep us waiting: the ring is used without it.
+SharedFd BackendSession::adopt(uint32_t ring, SharedFd Vring::* which, UniqueFd fd) {
+  const bool kick = which == &Vring::kick;
+  const PeerFd peer(fd.get(), kick ? PeerFd::Use::wait : PeerFd::Use::signal);
+  if (peer) return std::make_shared<RingFd>(RingFd{std::move(fd), peer});
+  device_.remark(format("ring %u: its %s fd cannot be used: %s; %s", ring,
+                        kick                    ? "kick"
+                        : which == &Vring::call ? "call"
+                                                : "err",
+                        peer.why(), kick ? "the ring is polled" : "the front end has to poll")
+                     .c_str());
+  return nullptr;
+}
+
 /// SET_VRING_KICK starts the ring, whether it brings an fd or says that the ring is to be polled. Fds of a ring that
 /// runs are exchanged without a drain: a monitor sends a new call fd each time its guest masks an interrupt.
 void BackendSession::set_vring_fd(SharedFd Vring::* which) {
@@ -98,14 +113,14 @@ void BackendSession::set_vring_fd(SharedFd Vring::* which) {
     throw Error(format("ring %u: bit 8 says there is %s, but there is %s", ring, none ? "no fd" : "an fd",
                        none ? "one" : "none"));
   }
-  if (!none) adopt_eventfd(request_->fds[0].get());
+  SharedFd fd = none ? nullptr : adopt(ring, which, std::move(request_->fds[0]));
   Vring& vring = next().vrings[ring];
-  vring.*which = none ? nullptr : std::make_shared<const UniqueFd>(std::move(request_->fds[0]));
   const bool starts = which == &Vring::kick && !vring.started;
   if (which == &Vring::kick) {
     vring.started = true;
-    vring.polled = none;
+    vring.polled = !fd;
   }
+  vring.*which = std::move(fd);
   if (vring.started) touch(only(ring), starts ? Hold::drained : Hold::owned);
 }
 

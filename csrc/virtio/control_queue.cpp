@@ -33,10 +33,6 @@ bool take_table(std::span<const uint8_t>& from, std::vector<MacAddress>& to) {
   return true;
 }
 
-std::string text_of(const MacAddress& mac) {
-  return format("%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
-}
-
 /// The bytes of up to `limit` of what the pieces hold, each read once.
 void gather(std::span<const memory::Piece> pieces, size_t limit, std::vector<uint8_t>& to) {
   to.clear();
@@ -54,6 +50,10 @@ uint8_t* first_byte(std::span<const memory::Piece> pieces) {
 }
 
 }  // namespace
+
+std::string text_of(const MacAddress& mac) {
+  return format("%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
+}
 
 void ControlQueue::reset(FeatureSet features, uint32_t queue_pairs) {
   features_ = features;

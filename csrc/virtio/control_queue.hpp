@@ -14,6 +14,7 @@
 namespace vhost_ioat::virtio {
 
 using MacAddress = std::array<uint8_t, 6>;
+std::string text_of(const MacAddress& mac);
 
 /// What the driver has asked for over its control queue. A port delivers every packet whatever this says, since there
 /// is one machine on its wire; scripts may read it, and front ends without a control queue of their own need answers.

@@ -15,7 +15,7 @@ The port is `EthVhost`, packets are a `Burst`. `vhost_ioat.guest` is a virtual m
 
 from .devargs import Devargs, parse_devargs
 from .errors import ConfigError, Disconnected, DmaError, GuestError, ProtocolError, VhostIoatError
-from .records import Engine, Event, Link, Mempool, PortInfo, Region, Ring, Stats
+from .records import Control, Engine, Event, Link, Mempool, PortInfo, Region, Ring, Stats
 
 try:
     from ._core import Burst, __version__
@@ -32,6 +32,7 @@ from .port import EthVhost, forward
 __all__ = [
     "Burst",
     "ConfigError",
+    "Control",
     "Devargs",
     "Disconnected",
     "DmaError",

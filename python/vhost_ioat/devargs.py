@@ -244,7 +244,9 @@ class Devargs:
         max_guest_mem: Bytes of guest memory accepted from a front end; None: the RAM of this machine.
         mrg_rxbuf, csum, guest_csum, tso, guest_tso, uso, guest_uso, mtu, status, ctrl_vq, mq, any_layout,
         indirect_desc, event_idx, protocol_features, version_1, in_order: Offer this feature. tso and uso include their
-            IPv4, IPv6 and ECN bits; ctrl_vq includes CTRL_RX and GUEST_ANNOUNCE.
+            IPv4, IPv6 and ECN bits; ctrl_vq includes CTRL_RX and GUEST_ANNOUNCE. All but status are offered by default:
+            the link's state lies in the configuration space, which is the front end's, so one that has it adds that
+            feature itself (QEMU, DPDK), and a guest of another (User-Mode Linux) would read "no carrier".
 
     Raises:
         ConfigError: A field has a value the port cannot take.
@@ -272,7 +274,7 @@ class Devargs:
     uso: bool = _switch()
     guest_uso: bool = _switch()
     mtu: bool = _switch()
-    status: bool = _switch()
+    status: bool = _option(False, _boolean, _write_switch)
     ctrl_vq: bool = _switch()
     mq: bool = _switch()
     any_layout: bool = _switch()

@@ -17,7 +17,7 @@ from typing import Literal, Self, Unpack
 from . import _core
 from .devargs import Devargs, Options, parse_devargs
 from .errors import VhostIoatError
-from .records import Engine, Event, Link, Mempool, PortInfo, Region, Ring, Stats
+from .records import Control, Engine, Event, Link, Mempool, PortInfo, Region, Ring, Stats
 
 __all__ = ["EthVhost", "forward"]
 
@@ -177,6 +177,7 @@ class EthVhost(_core.Port):
             last_error=raw["last_error"],
             state=self._state(),
             mempools=tuple(Mempool(*mempool) for mempool in raw["mempools"]),
+            control=Control(*raw["control"]),
         )
 
     def events(self, timeout: float = 0.0) -> list[Event]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import add, sub
 from typing import Any
 
-__all__ = ["Engine", "Event", "Link", "Mempool", "PortInfo", "Region", "Ring", "Stats"]
+__all__ = ["Control", "Engine", "Event", "Link", "Mempool", "PortInfo", "Region", "Ring", "Stats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Ring:
     """A vring the front end has set up.
 
     Attributes:
-        index: 2N is txq N, 2N+1 is rxq N.
+        index: 2N is txq N, 2N+1 is rxq N; after the last, or 2 without the feature MQ, comes the control queue.
         size: Entries.
         started, enabled: As the front end said.
         broken: Which rule its driver broke, in a sentence, or None.
@@ -141,6 +141,34 @@ class Mempool:
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """What the guest has asked for over its control queue (VIRTIO 1.2, 5.1.6.5), where a front end passes that on.
+
+    Most keep it to themselves: QEMU does, User-Mode Linux does not. It changes nothing for the port, which delivers
+    every packet.
+
+    Attributes:
+        promiscuous, all_multicast, all_unicast, no_multicast, no_unicast, no_broadcast: The receive mode.
+        mac: The address it has chosen, as "52:54:00:12:34:56", or None.
+        unicast, multicast: The addresses of its filter.
+        vlans: The VLAN ids it wants, in order.
+        queue_pairs: How many it uses.
+    """
+
+    promiscuous: bool = False
+    all_multicast: bool = False
+    all_unicast: bool = False
+    no_multicast: bool = False
+    no_unicast: bool = False
+    no_broadcast: bool = False
+    mac: str | None = None
+    unicast: tuple[str, ...] = ()
+    multicast: tuple[str, ...] = ()
+    vlans: tuple[int, ...] = ()
+    queue_pairs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class PortInfo:
     """A port as it is now.
 
@@ -156,6 +184,7 @@ class PortInfo:
         last_error: The last thing that went wrong, in a sentence, or None.
         state: "stopped", "listening", "connecting", "up" or "closed".
         mempools: The packet memory of each rx queue.
+        control: What the guest has asked for over its control queue.
     """
 
     driver: str
@@ -172,6 +201,7 @@ class PortInfo:
     last_error: str | None
     state: str = "stopped"
     mempools: tuple[Mempool, ...] = ()
+    control: Control = Control()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +209,8 @@ class Event:
     """Something that happened to a port, not asked for.
 
     Attributes:
-        kind: "link", "queue", "engine", "peer" (a guest or front end broke a rule) or "port" (stopped or closed, and
+        kind: "link", "queue", "engine", "peer" (a guest or front end broke a rule, or gave what is of no use), "guest"
+            (it asked for something over its control queue) or "port" (stopped or closed, and
             by which thread).
         queue: Queue number, or None when it is about the port.
         rx: For a queue: True for rxq, False for txq.

@@ -39,6 +39,7 @@ struct FakeDevice : Device {
   }
   void halt() noexcept override { let_go(held, nullptr); }
   void announce(const uint8_t (&mac)[6]) noexcept override { announced.assign(mac, mac + 6); }
+  void remark(const char* text) noexcept override { remarks.emplace_back(text); }
 
   void let_go(const RingSet& rings, std::shared_ptr<const memory::RegionTable> now) {
     released.push_back(rings);
@@ -56,6 +57,7 @@ struct FakeDevice : Device {
   std::optional<uint16_t> bases[max_vrings];  // of rings that run
   std::shared_ptr<const memory::RegionTable> memory;
   std::vector<uint8_t> announced;
+  std::vector<std::string> remarks;
 };
 
 /// A session of two queue pairs, and a front end that says one thing at a time.

@@ -84,6 +84,7 @@ struct Port final : EndpointOwner, Device {
   void trouble(const char* what) noexcept override {
     note([&] { troubles.push_back(what); });
   }
+  void remark(const char*) noexcept override {}
   void prepare(const RingSet&, const SessionState&) override {}
   void prepare_halt() noexcept override {}
   bool hold(const RingSet&, Hold) noexcept override {
@@ -188,8 +189,10 @@ TEST_CASE("endpoint: what a back end refuses reaches the front end, which may go
   patient.negotiate(modern, protocol::reply_ack);
   CHECK_THROWS_AS(patient.set_vring(Request::SET_VRING_NUM, 1, 0), ProtocolError);
   patient.set_vring(Request::SET_VRING_NUM, 1, 2);
-  CHECK_THROWS_AS(patient.get_vring_base(4), Disconnected);
-  CHECK(port.wait_gone() == "broken: GET_VRING_BASE: there is no ring 4, this port has 4 (two for each of its queues)");
+  CHECK_THROWS_AS(patient.get_vring_base(5), Disconnected);
+  CHECK(
+      port.wait_gone() ==
+      "broken: GET_VRING_BASE: there is no ring 5, this port has 5 (two for each of its queues, and one for control)");
 }
 
 TEST_CASE("endpoint: a broken frame ends the connection, the next front end is served") {

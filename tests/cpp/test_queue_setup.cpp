@@ -2,6 +2,7 @@
 // What a queue keeps and what it forgets when its ring is set up again; and when its guest is told.
 #include "doctest/doctest.h"
 #include "queue_rig.hpp"
+#include "ring_fd.hpp"
 #include "virtio/net_header.hpp"
 
 using namespace rig;
@@ -20,7 +21,7 @@ bool signalled(int eventfd) {
 
 port::RingSetup with_call(const GuestRig& guest, const UniqueFd& call) {
   port::RingSetup setup = guest.setup();
-  setup.call = std::make_shared<const UniqueFd>(call.duplicate());
+  setup.call = testing::ring_fd(call, PeerFd::Use::signal);
   return setup;
 }
 

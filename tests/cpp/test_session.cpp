@@ -236,7 +236,7 @@ TEST_CASE("session: stop holds and forgets everything, at once or when the devic
       CHECK(bench.ring(3).started);
       CHECK(bench.session.resume(bench.reply) == Next::close);
     }
-    CHECK(bench.device.released.back() == RingSet(0xf));
+    CHECK(bench.device.released.back() == RingSet(0x1f));
     CHECK_FALSE(bench.ring(3).started);
     CHECK_FALSE(bench.device.memory);
     CHECK(open_fds() == fds + 1);
@@ -281,7 +281,7 @@ TEST_CASE("session: stop while suspended finishes the request first and answers 
   REQUIRE(bench.send(Request::GET_VRING_BASE, wire::VringState{1, 0}) == Next::suspended);
   CHECK(bench.session.stop() == Next::suspended);
   CHECK(bench.session.resume(bench.reply) == Next::suspended);  // now for all rings
-  CHECK(bench.device.held == RingSet(0xf));
+  CHECK(bench.device.held == RingSet(0x1f));
   CHECK(bench.session.resume(bench.reply) == Next::close);
   CHECK_FALSE(bench.reply);
 }

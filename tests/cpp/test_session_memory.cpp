@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -71,9 +72,45 @@ TEST_CASE("session memory: a table that cannot be had leaves the old one, no map
   REQUIRE(::pipe(ends) == 0);
   pipes.fds.emplace_back(ends[0]);
   ::close(ends[1]);
-  bench.refused(std::move(pipes), "file system");
+  bench.refused(std::move(pipes), "no regular file");
   CHECK(open_fds() == fds);
   CHECK(memfd_mappings() == maps);
+}
+
+TEST_CASE("session memory: a region that cannot be shared costs no other, and is told") {
+  SessionBench bench;
+  bench.negotiate();
+  GuestFile file(4 * page);
+  const auto read_only = [&](Message table, size_t which) {
+    table.fds[which].reset(::open(format("/proc/self/fd/%d", file.mapping->fd()).c_str(), O_RDONLY | O_CLOEXEC));
+    return table;
+  };
+  const std::vector<wire::MemRegion> regions{{0, page, 0x70000, 0}, {page, page, 0x90000, page}};
+  REQUIRE(bench.send(read_only(file.table(regions), 1)) == Next::proceed);
+  REQUIRE(bench.device.remarks.size() == 1);
+  CHECK(bench.device.remarks[0].find("GPA 0x1000") != std::string::npos);
+  CHECK(bench.device.remarks[0].find("reading only") != std::string::npos);
+  const auto memory = bench.session.state().memory;
+  const memory::Region* hint = nullptr;
+  CHECK(memory->regions().size() == 2);
+  CHECK(memory->translate(0, page, hint));
+  CHECK_FALSE(memory->translate(page, 1, hint));
+  CHECK_FALSE(memory->translate_uva(0x90000, 1));
+
+  // One by one, in whichever order; and it goes again as any other.
+  SessionBench slots;
+  slots.negotiate();
+  REQUIRE(slots.send(read_only(file.add(regions[1]), 0)) == Next::proceed);
+  REQUIRE(slots.send(file.add(regions[0])) == Next::proceed);
+  CHECK(slots.session.state().memory->shares_memory());
+  CHECK(slots.device.remarks.size() == 1);
+  REQUIRE(slots.send(Request::REM_MEM_REG, wire::SingleMemRegion{0, regions[1]}) == Next::proceed);
+  CHECK(slots.session.state().memory->regions().size() == 1);
+
+  bench.refused(read_only(file.table({{0, page, 0x70000, 2 * page}}), 0),
+                "reading only");  // nothing else is left to work with
+  REQUIRE(bench.send(file.table({})) == Next::proceed);
+  CHECK(bench.device.remarks.back().find("share=on") != std::string::npos);
 }
 
 TEST_CASE("session memory: 509 regions are added one by one, the next is refused, and each can go") {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <fcntl.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <optional>
@@ -52,7 +53,7 @@ TEST_CASE("session rings: a message holds the ring it changes, alone, and only w
 TEST_CASE("session rings: an index is checked in all its bits") {
   SessionBench bench;
   bench.negotiate();
-  for (uint32_t index : {4u, 256u, 0x10000u, 0x80000000u, 0xffffffffu}) {
+  for (uint32_t index : {5u, 256u, 0x10000u, 0x80000000u, 0xffffffffu}) {
     const std::string why = "there is no ring " + std::to_string(index);
     bench.refused(Message(Request::SET_VRING_NUM, wire::VringState{index, 256}), why);
     bench.refused(Message(Request::SET_VRING_BASE, wire::VringState{index, 0}), why);
@@ -231,7 +232,7 @@ TEST_CASE("session rings: an fd that goes is open until the device was told, and
   std::optional<Message> reply;
   for (const bool by_stop : {false, true}) {
     REQUIRE(session.receive(with_fd(Request::SET_VRING_KICK, 0, make_eventfd()), reply) == Next::proceed);
-    device.old_kick = session.state().vrings[0].kick->get();
+    device.old_kick = session.state().vrings[0].kick->owned.get();
     device.still_open = false;
     if (by_stop) {
       REQUIRE(session.stop() == Next::close);
@@ -253,21 +254,38 @@ TEST_CASE("session rings: bit 8 and the fd must agree") {
   }
 }
 
-TEST_CASE("session rings: only eventfds are taken, and made non-blocking") {
+TEST_CASE("session rings: an fd that is of no use costs only itself, and is told") {
   const size_t fds = open_fds();
   SessionBench bench;
-  bench.negotiate();
-  for (Request request : {Request::SET_VRING_KICK, Request::SET_VRING_CALL, Request::SET_VRING_ERR}) {
+  for (SharedFd Vring::* which : {&Vring::kick, &Vring::call, &Vring::err}) {
+    const Request request = which == &Vring::kick   ? Request::SET_VRING_KICK
+                            : which == &Vring::call ? Request::SET_VRING_CALL
+                                                    : Request::SET_VRING_ERR;
     int pipe[2], sockets[2];
     REQUIRE(::pipe(pipe) == 0);
     REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM, 0, sockets) == 0);
-    for (int fd : {pipe[0], pipe[1], sockets[0], sockets[1], ::open("/dev/null", O_RDWR), ::open("/", O_RDONLY)}) {
-      bench.refused(with_fd(request, 0, UniqueFd(fd)), "not an eventfd");
+    const bool kick = which == &Vring::kick;
+    struct Sent {
+      int fd;
+      bool useful;
+      const char* why;
+    };
+    for (const Sent& sent : std::initializer_list<Sent>{{::eventfd(0, EFD_CLOEXEC), true, ""},
+                                                        {pipe[0], kick, "reading only"},
+                                                        {pipe[1], !kick, "writing only"},
+                                                        {sockets[0], !kick, "a socket"},
+                                                        {sockets[1], !kick, "a socket"},
+                                                        {::open("/dev/null", O_RDWR), false, "neither"},
+                                                        {::open("/", O_RDONLY), false, "neither"},
+                                                        {::open("/", O_PATH), false, "only a name"}}) {
+      bench.device.remarks.clear();
+      REQUIRE(bench.send(request, uint64_t{0}, UniqueFd(sent.fd)) == Next::proceed);
+      CHECK((bench.ring(0).*which != nullptr) == sent.useful);
+      CHECK(bench.device.remarks.size() == !sent.useful);
+      if (!sent.useful) CHECK(bench.device.remarks[0].find(sent.why) != std::string::npos);
+      if (kick) CHECK((bench.ring(0).started && bench.ring(0).polled == !sent.useful));
     }
+    REQUIRE(bench.send(request, wire::vring_fd_none) == Next::proceed);
   }
   CHECK(open_fds() == fds);
-  CHECK_FALSE(bench.ring(0).started);
-
-  REQUIRE(bench.send(Request::SET_VRING_CALL, uint64_t{0}, UniqueFd(::eventfd(0, EFD_CLOEXEC))) == Next::proceed);
-  CHECK((::fcntl(bench.ring(0).call->get(), F_GETFL) & O_NONBLOCK) != 0);
 }

@@ -40,6 +40,7 @@ class FuzzDevice final : public vhost_user::Device {
     }
   }
   void announce(const uint8_t (&)[6]) noexcept override {}
+  void remark(const char*) noexcept override {}
 };
 
 UniqueFd make_fd(uint8_t kind) {

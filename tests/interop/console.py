@@ -22,10 +22,15 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\x00")
 class Console:
     """A process on a pseudo terminal. Everything it printed stays in `text`, for the message when a wait fails."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], **environment: str) -> None:
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=slave, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=slave,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **environment},
         )
         os.close(slave)
         self.text = ""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A real Linux guest in QEMU: Debian's cloud kernel, busybox, and virtio-net cards on vhost-user sockets."""
+"""Real Linux guests with virtio-net cards on vhost-user sockets, and busybox in them.
+
+In QEMU, with Debian's cloud kernel; or Linux as a process of this machine's, which is User-Mode Linux.
+"""
 
 from __future__ import annotations
 
@@ -53,16 +56,28 @@ def fetch_kernel() -> Path:
 
 
 def build_initramfs(target: Path) -> Path:
-    """busybox, the modules and an /init that ends in a shell on the serial console."""
+    """For LinuxGuest."""
     kernel = fetch_kernel()
+    return pack_initramfs(target, [kernel / f"{module}.ko" for module in MODULES])
+
+
+def build_uml_initramfs(target: Path) -> Path:
+    """For UmlGuest, whose virtio is part of the kernel."""
+    kernels = sorted(Path("/usr/lib/uml/modules").glob("*/kernel"))
+    places = ["net/core/failover.ko", "drivers/net/net_failover.ko", "drivers/net/virtio_net.ko"]
+    return pack_initramfs(target, [kernels[-1] / place for place in places])
+
+
+def pack_initramfs(target: Path, modules: list[Path]) -> Path:
+    """busybox, the modules and an /init that ends in a shell on the console."""
     tree = target.with_suffix(".d")
     (tree / "bin").mkdir(parents=True)
     (tree / "modules").mkdir()
     shutil.copy("/bin/busybox", tree / "bin" / "busybox")
-    for module in MODULES:
-        shutil.copy(kernel / f"{module}.ko", tree / "modules")
+    for module in modules:
+        shutil.copy(module, tree / "modules")
     init = tree / "init"
-    init.write_text(INIT.format(modules=" ".join(MODULES)))
+    init.write_text(INIT.format(modules=" ".join(module.stem for module in modules)))
     init.chmod(0o755)
     names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
     archive = subprocess.run(
@@ -98,22 +113,8 @@ class Nic:
         ]
 
 
-class LinuxGuest(Console):
-    """A booted guest with a shell. `run` is how a test speaks to it.
-
-    Software emulation, since a test machine is often a virtual machine itself. vectors=0 (no MSI-X) because QEMU 7.2
-    crashes under it with MSI-X and vhost-user.
-    """
-
-    def __init__(self, initramfs: Path, *nics: Nic, memory: int = 256, cpus: int = 1) -> None:
-        command = ["qemu-system-x86_64", "-machine", "q35", "-cpu", "max", "-accel", "tcg", "-smp", str(cpus)]
-        command += ["-m", str(memory), "-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio"]
-        command += ["-kernel", str(KERNEL / "vmlinuz"), "-initrd", str(initramfs)]
-        command += ["-append", "console=ttyS0 quiet panic=-1"]
-        command += ["-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on", "-numa", "node,memdev=mem"]
-        for index, nic in enumerate(nics):
-            command += nic.arguments(index)
-        super().__init__(command)
+class Shell(Console):
+    """A guest with a shell. `run` is how a test speaks to it."""
 
     def wait_booted(self, timeout: float = 120.0) -> None:
         self.expect("guest is up", timeout)
@@ -141,3 +142,32 @@ class LinuxGuest(Console):
         self.send("poweroff -f")
         self.wait()
         self.kill()
+
+
+class LinuxGuest(Shell):
+    """A guest in QEMU.
+
+    Software emulation, since a test machine is often a virtual machine itself. vectors=0 (no MSI-X) because QEMU 7.2
+    crashes under it with MSI-X and vhost-user.
+    """
+
+    def __init__(self, initramfs: Path, *nics: Nic, memory: int = 256, cpus: int = 1) -> None:
+        command = ["qemu-system-x86_64", "-machine", "q35", "-cpu", "max", "-accel", "tcg", "-smp", str(cpus)]
+        command += ["-m", str(memory), "-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio"]
+        command += ["-kernel", str(KERNEL / "vmlinuz"), "-initrd", str(initramfs)]
+        command += ["-append", "console=ttyS0 quiet panic=-1"]
+        command += ["-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on", "-numa", "node,memdev=mem"]
+        for index, nic in enumerate(nics):
+            command += nic.arguments(index)
+        super().__init__(command)
+
+
+class UmlGuest(Shell):
+    """User-Mode Linux, one card: a front end that is neither QEMU's nor DPDK's, and boots in a second.
+
+    Its memory is a file in /dev/shm, shared with the back end.
+    """
+
+    def __init__(self, initramfs: Path, path: str, memory: int = 128) -> None:
+        command = ["linux.uml", f"mem={memory}M", f"initrd={initramfs}", "quiet", "con=null", "con0=fd:0,fd:1"]
+        super().__init__([*command, f"virtio_uml.device={path}:1:1"], TMPDIR="/dev/shm")

@@ -216,15 +216,16 @@ def test_every_option_is_documented():
         assert re.search(rf"\b{field.name}\b", Devargs.__doc__), field.name
 
 
-EVERYTHING_OFFERED = [0, 1, 3, 7, 8, 9, 11, 12, 13, 15, 16, 17, 18, 21, 22, 27, 28, 29, 30, 32, 35, 54, 55, 56]
+OFFERED = [0, 1, 3, 7, 8, 9, 11, 12, 13, 15, 17, 18, 21, 22, 27, 28, 29, 30, 32, 35, 54, 55, 56]
 
 
 def bits(mask):
     return [bit for bit in range(64) if mask >> bit & 1]
 
 
-def test_offers_every_feature_by_default_and_nothing_else():
-    assert bits(Devargs("/v").features) == EVERYTHING_OFFERED
+def test_offers_all_but_status_by_default():
+    assert bits(Devargs("/v").features) == OFFERED
+    assert bits(Devargs("/v", status=True).features) == sorted([*OFFERED, 16])
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,6 @@ def test_offers_every_feature_by_default_and_nothing_else():
         ("uso", {56}),
         ("guest_uso", {54, 55}),
         ("mtu", {3}),
-        ("status", {16}),
         ("ctrl_vq", {17, 18, 21, 22}),
         ("mq", {22}),
         ("any_layout", {27}),
@@ -250,7 +250,7 @@ def test_offers_every_feature_by_default_and_nothing_else():
     ],
 )
 def test_each_feature_can_be_switched_off(switch, gone):
-    expected = set(EVERYTHING_OFFERED) - gone
+    expected = set(OFFERED) - gone
     assert set(bits(Devargs("/v", **{switch: False}).features)) == expected
     assert set(bits(parse_devargs(f"iface=/v,{switch}=0").features)) == expected
 

@@ -52,7 +52,9 @@ class _Stats(TypedDict):
     q_obytes: tuple[int, ...]
     q_errors: tuple[int, ...]
 
-class _Info(TypedDict):  # the tuples are the fields of records.Region, Ring, Engine and Mempool, in their order
+class _Info(
+    TypedDict
+):  # the tuples are the fields of records.Region, Ring, Engine, Mempool and Control, in their order
     driver: str
     features: int
     protocol_features: int
@@ -61,6 +63,9 @@ class _Info(TypedDict):  # the tuples are the fields of records.Region, Ring, En
     rings: list[tuple[int, int, bool, bool, str | None]]
     engines: list[tuple[int, str, str, bool, bool, str]]
     mempools: list[tuple[int, int, int, int]]
+    control: tuple[
+        bool, bool, bool, bool, bool, bool, str | None, tuple[str, ...], tuple[str, ...], tuple[int, ...], int
+    ]
     last_error: str | None
 
 class Port:
