@@ -82,7 +82,8 @@ class HeldBuffer {
 /// What a device reaches of Python's memory. The GIL is not held while the device is waited for.
 class HeldBuffers {
  public:
-  void map(DmaSpace& space, uint64_t iova, const py::object& object) {
+  template <typename Space>
+  void map(Space& space, uint64_t iova, const py::object& object) {
     auto buffer = std::make_unique<HeldBuffer>(object);
     {
       const Unlocked unlocked;
@@ -91,19 +92,15 @@ class HeldBuffers {
     const std::lock_guard lock(mutex_);
     by_iova_[iova] = std::move(buffer);
   }
-  void unmap(DmaSpace& space, uint64_t iova) {
-    const auto buffer = take(iova);
-    const Unlocked unlocked;
-    space.unmap(iova, buffer->size());
-  }
-
- private:
+  /// Gives the buffer back, which must live until the device has been kept from it.
   std::unique_ptr<HeldBuffer> take(uint64_t iova) {
     const std::lock_guard lock(mutex_);
     auto entry = by_iova_.extract(iova);
     if (!entry) throw DmaError(format("no buffer is mapped at IOVA 0x%llx", static_cast<unsigned long long>(iova)));
     return std::move(entry.mapped());
   }
+
+ private:
   std::mutex mutex_;
   std::map<uint64_t, std::unique_ptr<HeldBuffer>> by_iova_;  // guarded by mutex_
 };
@@ -115,13 +112,11 @@ struct ModelBuffers {
 class PyModel : private ModelBuffers, public IoatModel, public std::enable_shared_from_this<PyModel> {
  public:
   using IoatModel::IoatModel;
-  void map(uint64_t iova, const py::object& object) {
-    ModelSpace space(shared_from_this());
-    buffers.map(space, iova, object);
-  }
+  void map(uint64_t iova, const py::object& object) { buffers.map(memory(), iova, object); }
   void unmap(uint64_t iova) {
-    ModelSpace space(shared_from_this());
-    buffers.unmap(space, iova);
+    const auto buffer = buffers.take(iova);
+    const Unlocked unlocked;
+    memory().unmap(iova);
   }
 };
 
@@ -162,7 +157,9 @@ class PyChannel {
   }
   void unmap(uint64_t iova) {
     if (model_) return model_->unmap(iova);
-    buffers_.unmap(*space_, iova);
+    const auto buffer = buffers_.take(iova);
+    const Unlocked unlocked;
+    space_->unmap(iova, buffer->size());
   }
   uint32_t copy(uint64_t dst, uint64_t src, uint64_t n) { return taken(channel_->copy(dst, src, n, next_)); }
   uint32_t fill(uint64_t dst, uint64_t pattern, uint64_t n) { return taken(channel_->fill(dst, pattern, n, next_)); }

@@ -83,6 +83,9 @@ void IoatChannel::probe() {
 }
 
 void IoatChannel::bring_up(const std::function<void()>& pause) {
+  constexpr uint32_t needed = spec::cfg_command_memory | spec::cfg_command_bus_master;
+  const uint32_t command = mmio_.config_read(spec::cfg_command, 2);  // a function-level reset has cleared it
+  if ((command & needed) != needed) mmio_.config_write(spec::cfg_command, command | needed, 2);
   while (quiesce() == Step::pending) pause();
   Step step;
   while ((step = reset()) == Step::pending) pause();

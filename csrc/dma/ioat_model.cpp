@@ -53,6 +53,7 @@ bool in_bar(uint32_t offset, uint32_t size) {
 IoatModel::IoatModel(const Options& options) : options_(options), config_(options.device_id) {
   if (options.xfercap > 31) throw ConfigError(format("xfercap %u: the register holds 0 to 31", options.xfercap));
   set_defaults();
+  config_.write(spec::cfg_command, ready_to_use, 2);
   if (options_.mode == Mode::threaded) worker_ = std::thread([this] { work(); });
 }
 
@@ -231,7 +232,7 @@ void IoatModel::command(uint8_t value) noexcept {
 /// RESET waits for the copy that runs, as on hardware.
 void IoatModel::try_reset() noexcept {
   if (!reset_asked_ || reset_hangs_ || at_work_) return;
-  reset_asked_ = suspend_asked_ = stuck_ = false;
+  reset_asked_ = suspend_asked_ = stuck_ = writeback_owed_ = false;
   state_ = State::halted;
   completed_ = current_ = 0;
   count_ = 0;
@@ -261,11 +262,19 @@ void IoatModel::write_chain_address() noexcept {
   if (state_ != State::halted || !error) state_ = State::armed;
 }
 
+/// Once bus mastering is off, nothing is written any more; once it is on again, the channel goes on where it was.
 void IoatModel::config_write(uint32_t offset, uint32_t value, uint32_t size) noexcept {
-  const std::lock_guard lock(mutex_);
-  if (gone_ || !config_.write(offset, value, size)) return;
-  reset_asked_ = function_reset_asked_ = true;
-  try_reset();
+  Lock lock(mutex_);
+  if (gone_) return;
+  if (config_.write(offset, value, size)) {
+    reset_asked_ = function_reset_asked_ = true;
+    try_reset();
+  }
+  pause_.notify_all();
+  if (!config_.may_master()) return rest_.wait(lock, [this] { return !at_work_ || config_.may_master(); });
+  if (std::exchange(writeback_owed_, false)) write_back();
+  fire_interrupts(lock);
+  run();
 }
 
 void IoatModel::function_reset() noexcept {
@@ -334,6 +343,18 @@ bool IoatModel::loses(Fault fault, uint64_t& count, uint64_t& to_drop) noexcept 
   if (to_drop == 0) return false;
   --to_drop;
   return true;
+}
+
+std::shared_ptr<void> IoatModel::take_seat() {
+  const std::lock_guard lock(mutex_);
+  if (!seat_.expired()) {
+    throw DmaError(
+        "this device has a driver already (an IoatChannel, a port's engine, or the machine it is served to); it can "
+        "have one at a time");
+  }
+  auto seat = std::make_shared<char>();
+  seat_ = seat;
+  return seat;
 }
 
 IoatModel::Counters IoatModel::counters() const {

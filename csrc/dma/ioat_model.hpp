@@ -41,6 +41,8 @@ class IoatModel : public Mmio {
     Mode mode = Mode::inline_;
     uint8_t xfercap = 20;  // log2 of the most bytes of one descriptor
   };
+  /// COMMAND of a new model, as firmware leaves a function to a driver. A function-level reset takes it away.
+  static constexpr uint16_t ready_to_use = spec::cfg_command_memory | spec::cfg_command_bus_master;
   enum class Fault : uint8_t {
     error,           // the nth descriptor from now fails with CHANERR bit `value`
     corrupt,         // the nth descriptor from now writes one byte wrong, and says nothing
@@ -76,6 +78,9 @@ class IoatModel : public Mmio {
   uint32_t step(uint32_t n = 1);
   /// `nth` counts from 0. Throws DmaError for a fault that this model cannot show.
   void inject(Fault fault, uint64_t nth = 0, uint64_t value = 0);
+  /// The right to drive the device: reset it, give it a ring and wait for what it answers. Held by one driver at a time
+  /// and given back with the last copy of the handle. Throws DmaError when another one has it.
+  [[nodiscard]] std::shared_ptr<void> take_seat();
   /// Called on the thread that carries out descriptors, without a lock. Set it before the device runs.
   void on_interrupt(std::function<void()> callback) { interrupt_ = std::move(callback); }
   /// What a function-level reset does: everything but the IOVA map and the faults as at the start.
@@ -144,6 +149,7 @@ class IoatModel : public Mmio {
 
   mutable std::mutex mutex_;                   // guards all below; never held while a descriptor is carried out
   std::condition_variable pause_;              // ends a wait for latency or bandwidth early
+  std::condition_variable rest_;               // no descriptor is being carried out any more
   std::array<uint8_t, spec::bar_size> bar_{};  // plain registers live here; the others are put here to be read
   PciConfigModel config_;
   spec::State state_ = spec::State::halted;  // without the step to ACTIVE that a doorbell makes, see state()
@@ -158,6 +164,7 @@ class IoatModel : public Mmio {
   bool reset_asked_ = false;
   bool chain_written_in_reset_ = false;
   bool function_reset_asked_ = false;
+  bool writeback_owed_ = false;     // while the function may not master the bus
   bool interrupt_latched_ = false;  // came while CHANCTRL bit 0 was set; fired when it is re-armed
   uint32_t interrupts_to_fire_ = 0;
   bool attention_ = false;
@@ -171,6 +178,8 @@ class IoatModel : public Mmio {
   uint64_t bandwidth_ = 0;
   Counters counters_;
   IovaMap::Hint fetch_hint_, src_hint_, dst_hint_, writeback_hint_;  // used by whoever is at work
+
+  std::weak_ptr<void> seat_;
 
   std::atomic<bool> stop_{false};
   const pid_t owner_ = ::getpid();  // the process whose thread the worker is

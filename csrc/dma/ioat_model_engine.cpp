@@ -60,7 +60,7 @@ uint32_t IoatModel::step(uint32_t n) {
 }
 
 bool IoatModel::can_run() const noexcept {
-  return state() == State::active && !at_work_ && !reset_asked_ && !stuck_ && !gone_ && !stop_;
+  return state() == State::active && !at_work_ && !reset_asked_ && !stuck_ && !gone_ && !stop_ && config_.may_master();
 }
 
 bool IoatModel::run_one() noexcept {
@@ -84,6 +84,7 @@ bool IoatModel::run_one() noexcept {
   lock.lock();
   if (bandwidth_ > 0) wait_bandwidth(lock, start, outcome.bytes);
   at_work_ = false;
+  rest_.notify_all();
   if (reset_asked_) {
     try_reset();
   } else {
@@ -115,7 +116,7 @@ IoatModel::Outcome IoatModel::carry_out(uint64_t address, uint32_t injected, boo
     outcome.errors = op == spec::control::op_fill ? fill(access, descriptor) : copy(access, descriptor);
     outcome.bytes = outcome.errors ? 0 : descriptor.size;
     uint64_t one = 1;
-    if (uint8_t* to = corrupt ? access.at(descriptor.dst, one, dst_hint_) : nullptr) *to ^= 0xff;
+    if (uint8_t* to = corrupt ? access.at(descriptor.dst, one, Rights::write, dst_hint_) : nullptr) *to ^= 0xff;
   }
   return outcome;
 }
@@ -127,8 +128,8 @@ uint32_t IoatModel::copy(const IovaMap::Access& access, const spec::Descriptor& 
   if (src.too_long(size) || dst.too_long(size)) return 1u << spec::chanerr::length;
   for (uint64_t at = 0, part; at < size; at += part) {
     part = std::min(src.left(at, size), dst.left(at, size));
-    const uint8_t* from = access.at(src.at(at), part, src_hint_);
-    uint8_t* to = access.at(dst.at(at), part, dst_hint_);
+    const uint8_t* from = access.at(src.at(at), part, Rights::read, src_hint_);
+    uint8_t* to = access.at(dst.at(at), part, Rights::write, dst_hint_);
     if (!from || !to) {
       return (from ? 0 : 1u << spec::chanerr::source_address) | (to ? 0 : 1u << spec::chanerr::destination_address);
     }
@@ -151,7 +152,7 @@ uint32_t IoatModel::fill(const IovaMap::Access& access, const spec::Descriptor& 
   if (dst.too_long(size)) return 1u << spec::chanerr::length;
   for (uint64_t at = 0, part; at < size; at += part) {
     part = dst.left(at, size);
-    uint8_t* to = access.at(dst.at(at), part, dst_hint_);
+    uint8_t* to = access.at(dst.at(at), part, Rights::write, dst_hint_);
     if (!to) return 1u << spec::chanerr::destination_address;
     fill_bytes(to, part, descriptor.src, at);
   }
@@ -193,11 +194,15 @@ void IoatModel::halt(uint32_t errors) noexcept {
 }
 
 void IoatModel::write_back() noexcept {
+  if (!config_.may_master()) {
+    writeback_owed_ = true;
+    return;
+  }
   if (loses(Fault::drop_writeback, writebacks_, writebacks_to_drop_)) return;
   const uint64_t address = register64(spec::CHANCMP);
   const IovaMap::Access access(memory_);
   uint64_t len = sizeof(uint64_t);
-  uint8_t* to = address % len == 0 ? access.at(address, len, writeback_hint_) : nullptr;
+  uint8_t* to = address % len == 0 ? access.at(address, len, Rights::write, writeback_hint_) : nullptr;
   if (!to || len < sizeof(uint64_t) || reinterpret_cast<uintptr_t>(to) % sizeof(uint64_t) != 0) {
     state_ = State::halted;
     return record(1u << spec::chanerr::completion_address);
@@ -220,9 +225,10 @@ void IoatModel::raise_interrupt() noexcept {
   ++interrupts_to_fire_;
 }
 
-/// The callback may use the registers, so it is called without the lock, which is not held any more on return.
+/// The callback may use the registers, so it is called without the lock, which is not held any more on return. An
+/// interrupt is a write to memory as well: it waits until the function may make one.
 void IoatModel::fire_interrupts(Lock& lock) noexcept {
-  uint32_t count = std::exchange(interrupts_to_fire_, 0);
+  uint32_t count = config_.may_master() ? std::exchange(interrupts_to_fire_, 0) : 0;
   lock.unlock();
   for (; count > 0 && interrupt_; --count) interrupt_();
 }

@@ -59,7 +59,7 @@ void IoatModel::wait_bandwidth(Lock& lock, Clock::time_point start, uint64_t byt
   const double seconds = static_cast<double>(bytes) / static_cast<double>(bandwidth_);
   const auto until = start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   if (until - Clock::now() > shortest_sleep) {
-    pause_.wait_until(lock, until, [this] { return stop_.load(); });
+    pause_.wait_until(lock, until, [this] { return stop_.load() || !config_.may_master(); });
     return;
   }
   lock.unlock();

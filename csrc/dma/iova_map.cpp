@@ -3,16 +3,19 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <numeric>
 #include <thread>
+#include <utility>
 
 #include "base/error.hpp"
 
 namespace vhost_ioat::dma {
-namespace {
-
-const auto starts_before = [](const auto& piece, uint64_t iova) { return piece.iova < iova; };
-
-}  // namespace
+/// The first piece that ends at `iova` or after it.
+IovaMap::Pieces::const_iterator IovaMap::first_after(uint64_t iova) const {
+  return std::lower_bound(pieces_.begin(), pieces_.end(), iova,
+                          [](const Piece& piece, uint64_t address) { return piece.last() < address; });
+}
 
 /// A busy device takes the lock again and again, and a plain mutex would let it win every time.
 std::unique_lock<std::mutex> IovaMap::lock_for_change() {
@@ -22,7 +25,7 @@ std::unique_lock<std::mutex> IovaMap::lock_for_change() {
   return lock;
 }
 
-void IovaMap::map(uint64_t iova, void* host, uint64_t size) {
+void IovaMap::map(uint64_t iova, void* host, uint64_t size, Rights rights, std::shared_ptr<void> owner) {
   const auto lock = lock_for_change();
   const auto text = [&](const char* why) {
     return format("cannot map %llu bytes at IOVA 0x%llx: %s", static_cast<unsigned long long>(size),
@@ -30,33 +33,69 @@ void IovaMap::map(uint64_t iova, void* host, uint64_t size) {
   };
   if (revoked_.load(std::memory_order_relaxed)) throw DmaError(text("the device's memory was revoked"));
   if (size == 0 || iova + (size - 1) < iova) throw DmaError(text("the range is empty or wraps"));
-  const auto place = std::lower_bound(pieces_.begin(), pieces_.end(), iova, starts_before);
-  const bool overlaps =
-      (place != pieces_.end() && place->iova - iova < size) || (place != pieces_.begin() && place[-1].holds(iova));
-  if (overlaps) throw DmaError(text("it overlaps another mapping; unmap that first"));
-  pieces_.insert(place, Piece{iova, size, static_cast<uint8_t*>(host)});
+  const auto place = first_after(iova);
+  if (place != pieces_.end() && place->iova <= iova + (size - 1))
+    throw DmaError(text("it overlaps another mapping; unmap that first"));
+  check_room();
+  pieces_.insert(place, Piece{iova, size, static_cast<uint8_t*>(host), rights, std::move(owner)});
 }
 
 bool IovaMap::unmap(uint64_t iova) {
+  Piece dropped{};  // its owner goes after the lock
   const auto lock = lock_for_change();
-  const auto found = std::lower_bound(pieces_.begin(), pieces_.end(), iova, starts_before);
+  const auto found = pieces_.begin() + (first_after(iova) - pieces_.cbegin());
   if (found == pieces_.end() || found->iova != iova) return false;
+  dropped = std::move(*found);
   pieces_.erase(found);
   return true;
 }
 
-size_t IovaMap::unmap_range(uint64_t iova, uint64_t size) {
+/// Makes `iova` a border if it lies within a piece. There is room for one more.
+void IovaMap::split(uint64_t iova) noexcept {
+  const auto piece = pieces_.begin() + (first_after(iova) - pieces_.cbegin());
+  if (piece == pieces_.end() || piece->iova >= iova) return;
+  const uint64_t before = iova - piece->iova;
+  Piece rest = *piece;
+  piece->size = before;
+  rest.iova = iova;
+  rest.size -= before;
+  if (rest.host) rest.host += before;
+  pieces_.insert(piece + 1, std::move(rest));
+}
+
+uint64_t IovaMap::unmap_range(uint64_t first, uint64_t last) {
+  Pieces dropped;  // their owners go after the lock
   const auto lock = lock_for_change();
-  return std::erase_if(pieces_, [&](const Piece& piece) {
-    return piece.iova >= iova && piece.iova - iova < size && piece.size <= size - (piece.iova - iova);
-  });
+  const auto hit = first_after(first);
+  if (hit == pieces_.end() || hit->iova > last) return 0;
+  if (hit->iova < first && hit->last() > last) check_room();
+  if (pieces_.capacity() - pieces_.size() < 2) pieces_.reserve(2 * pieces_.size() + 2);
+  split(first);
+  if (last != UINT64_MAX) split(last + 1);
+  const auto from = pieces_.begin() + (first_after(first) - pieces_.cbegin());
+  const auto to = std::find_if(from, pieces_.end(), [last](const Piece& piece) { return piece.iova > last; });
+  dropped.assign(std::move_iterator(from), std::move_iterator(to));
+  pieces_.erase(from, to);
+  return std::accumulate(dropped.begin(), dropped.end(), uint64_t{0},
+                         [](uint64_t bytes, const Piece& piece) { return bytes + piece.size; });
+}
+
+void IovaMap::check_room() const {
+  if (pieces_.size() >= max_pieces) throw DmaError(format("there are %zu mappings already, the most", pieces_.size()));
+}
+
+bool IovaMap::holds(uint64_t first, uint64_t last) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = first_after(first);
+  return found != pieces_.end() && found->iova <= last;
 }
 
 Step IovaMap::revoke() noexcept {
+  Pieces dropped;                                   // their owners go after the lock
   revoked_.store(true, std::memory_order_relaxed);  // no new Access reaches anything; the lock below orders the rest
   const std::unique_lock lock(mutex_, std::try_to_lock);
   if (!lock) return Step::pending;
-  pieces_.clear();
+  dropped.swap(pieces_);
   return Step::done;
 }
 
@@ -70,16 +109,16 @@ IovaMap::Access::Access(IovaMap& map) : map_(map), lock_(map.mutex_, std::defer_
   if (!map.revoked_.load(std::memory_order_relaxed)) lock_.lock();
 }
 
-uint8_t* IovaMap::Access::at(uint64_t iova, uint64_t& len, Hint& hint) const noexcept {
+uint8_t* IovaMap::Access::at(uint64_t iova, uint64_t& len, Rights wanted, Hint& hint) const noexcept {
   if (!lock_ || iova < first_reachable) return nullptr;
-  const std::vector<Piece>& pieces = map_.pieces_;
+  const Pieces& pieces = map_.pieces_;
   if (hint.index >= pieces.size() || !pieces[hint.index].holds(iova)) {
-    const auto after = std::upper_bound(pieces.begin(), pieces.end(), iova,
-                                        [](uint64_t address, const Piece& piece) { return address < piece.iova; });
-    if (after == pieces.begin() || !after[-1].holds(iova)) return nullptr;
-    hint.index = static_cast<size_t>(after - pieces.begin()) - 1;
+    const auto found = map_.first_after(iova);
+    if (found == pieces.end() || !found->holds(iova)) return nullptr;
+    hint.index = static_cast<size_t>(found - pieces.begin());
   }
   const Piece& piece = pieces[hint.index];
+  if (!allow(piece.rights, wanted)) return nullptr;
   len = std::min(len, piece.size - (iova - piece.iova));
   return piece.host + (iova - piece.iova);
 }
@@ -88,7 +127,7 @@ bool IovaMap::Access::read(uint64_t iova, void* to, uint64_t len, Hint& hint) co
   auto* out = static_cast<uint8_t*>(to);
   while (len > 0) {
     uint64_t part = len;
-    const uint8_t* from = at(iova, part, hint);
+    const uint8_t* from = at(iova, part, Rights::read, hint);
     if (!from) return false;
     std::memcpy(out, from, part);
     out += part;

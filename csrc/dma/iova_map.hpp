@@ -3,12 +3,19 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <vector>
 
 #include "dma/engine.hpp"
 
 namespace vhost_ioat::dma {
+
+/// What a device may do with a mapping; an IOMMU refuses the rest as if nothing were mapped there.
+enum class Rights : uint8_t { none = 0, read = 1, write = 2, both = 3 };
+constexpr bool allow(Rights given, Rights wanted) {
+  return (static_cast<uint8_t>(given) & static_cast<uint8_t>(wanted)) == static_cast<uint8_t>(wanted);
+}
 
 /// What the software device can reach: IOVA ranges and the host memory behind them. It plays the IOMMU, so a device
 /// that is at work holds an Access, and memory is given back to its owner only between two of them.
@@ -18,13 +25,18 @@ namespace vhost_ioat::dma {
 class IovaMap {
  public:
   static constexpr uint64_t first_reachable = 4096;
+  static constexpr size_t max_pieces = 65535;  // as VFIO's own limit
 
-  /// Throws DmaError when the range is empty, wraps, or overlaps another, and after revoke().
-  void map(uint64_t iova, void* host, uint64_t size);
+  /// `owner` keeps the memory for as long as a part of it is mapped. Throws DmaError when the range is empty, wraps, or
+  /// overlaps another, when there are max_pieces, and after revoke().
+  void map(uint64_t iova, void* host, uint64_t size, Rights rights = Rights::both, std::shared_ptr<void> owner = {});
   /// Drops the mapping that starts at `iova`; false when none does. Waits for the descriptor at work.
   bool unmap(uint64_t iova);
-  /// Drops every mapping that lies within [iova, iova + size) and returns how many. Waits likewise.
-  size_t unmap_range(uint64_t iova, uint64_t size);
+  /// Nothing from `first` to `last` is mapped after it: a mapping that reaches over an end of the range keeps the rest.
+  /// Returns how many bytes were. Throws DmaError when that makes one more than max_pieces. Waits likewise.
+  uint64_t unmap_range(uint64_t first, uint64_t last);
+  /// Is a byte from `first` to `last` mapped?
+  bool holds(uint64_t first, uint64_t last) const;
   /// Nothing is reachable from now on; `done` when no descriptor is at work any more. Never waits.
   Step revoke() noexcept;
   size_t size() const;
@@ -38,9 +50,10 @@ class IovaMap {
   class Access {
    public:
     explicit Access(IovaMap& map);
-    /// The host address of `iova`; `len` is lowered to the bytes that follow it in the same mapping. Null: unmapped.
-    uint8_t* at(uint64_t iova, uint64_t& len, Hint& hint) const noexcept;
-    /// Copies out [iova, iova + len), over borders of mappings; false when a byte of it is unmapped.
+    /// The host address of `iova`; `len` is lowered to the bytes that follow it in the same mapping. Null: unmapped, or
+    /// not for that.
+    uint8_t* at(uint64_t iova, uint64_t& len, Rights wanted, Hint& hint) const noexcept;
+    /// Copies out [iova, iova + len), over borders of mappings; false when a byte of it cannot be read.
     bool read(uint64_t iova, void* to, uint64_t len, Hint& hint) const noexcept;
 
    private:
@@ -53,12 +66,20 @@ class IovaMap {
     uint64_t iova;
     uint64_t size;
     uint8_t* host;
+    Rights rights;
+    std::shared_ptr<void> owner;
+
+    uint64_t last() const { return iova + (size - 1); }
     bool holds(uint64_t address) const { return address - iova < size; }
   };
+  using Pieces = std::vector<Piece>;
+  Pieces::const_iterator first_after(uint64_t iova) const;
+  void split(uint64_t iova) noexcept;
+  void check_room() const;
   std::unique_lock<std::mutex> lock_for_change();
 
   mutable std::mutex mutex_;
-  std::vector<Piece> pieces_;     // by IOVA
+  Pieces pieces_;                 // by IOVA
   std::atomic<int> changing_{0};  // threads that want to change the map: the device lets them go first
   std::atomic<bool> revoked_{false};
 };

@@ -8,6 +8,8 @@ namespace {
 
 constexpr uint32_t msix_cap = 0x80, pcie_cap = 0x90, pm_cap = 0xe0;
 constexpr uint32_t device_control = pcie_cap + 8;
+constexpr uint32_t power_control = pm_cap + 4;
+constexpr uint16_t power_state = 0x3;   // in it: 0 is D0
 constexpr uint8_t initiate_flr = 0x80;  // in the upper byte of Device Control
 
 }  // namespace
@@ -41,7 +43,7 @@ PciConfigModel::PciConfigModel(uint16_t device_id) {
 
   set(pm_cap, 0x01, 2);
   set(pm_cap + 2, 0x0003, 2);
-  set(pm_cap + 4, 0x0008, 2, 0x0003);  // D0; no soft reset
+  set(power_control, 0x0008, 2, power_state);  // D0; no soft reset
 
   set(0x148, 0, 4, 0, 0xffffffff);  // DMAUNCERRSTS
   set(0x14c, 0, 4, 0xffffffff);
@@ -75,6 +77,11 @@ bool PciConfigModel::write(uint32_t offset, uint32_t value, uint32_t bytes) noex
     if (at == device_control + 1 && (byte & initiate_flr)) reset = true;
   }
   return reset;
+}
+
+bool PciConfigModel::may_master() const noexcept {
+  return (read(spec::cfg_command, 2) & spec::cfg_command_bus_master) != 0 &&
+         (read(power_control, 2) & power_state) == 0;
 }
 
 uint32_t PciConfigModel::chanerr_int() const noexcept { return read(spec::cfg_chanerr_int, 4); }

@@ -17,6 +17,8 @@ class PciConfigModel {
   uint32_t read(uint32_t offset, uint32_t size) const noexcept;
   /// True when the write asked for a function-level reset.
   bool write(uint32_t offset, uint32_t value, uint32_t size) noexcept;
+  /// May the function read and write memory, MSI-X included? Not in D3, nor unless it is a bus master.
+  bool may_master() const noexcept;
   /// CHANERR_INT and what it shows of CHANERR.
   uint32_t chanerr_int() const noexcept;
   void raise_chanerr_int(uint32_t bits) noexcept;

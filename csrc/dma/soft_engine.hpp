@@ -11,10 +11,11 @@
 
 namespace vhost_ioat::dma {
 
-/// The memory of a software device: its IOVA map.
+/// The memory of a software device, its IOVA map, for the one who drives it.
 class ModelSpace final : public DmaSpace {
  public:
-  explicit ModelSpace(std::shared_ptr<IoatModel> model) : model_(std::move(model)) {}
+  /// Throws DmaError when the device has a driver already.
+  explicit ModelSpace(std::shared_ptr<IoatModel> model) : model_(std::move(model)), seat_(model_->take_seat()) {}
   std::vector<IovaRange> usable() const override { return {{IovaMap::first_reachable, ~uint64_t{0}}}; }
   void map(uint64_t iova, void* host, size_t size) override { model_->memory().map(iova, host, size); }
   void unmap(uint64_t iova, size_t) override { model_->memory().unmap(iova); }
@@ -22,6 +23,7 @@ class ModelSpace final : public DmaSpace {
 
  private:
   std::shared_ptr<IoatModel> model_;
+  std::shared_ptr<void> seat_;
 };
 
 /// "inline", "stepped" or "threaded"; ConfigError for anything else.

@@ -65,9 +65,11 @@ void for_each_piece(const RegionAccess& access, uint32_t largest, Piece&& piece)
   }
 }
 
+static_assert(static_cast<uint32_t>(Rights::read) == map_read && static_cast<uint32_t>(Rights::write) == map_write);
+
 }  // namespace
 
-VfioUserServer::VfioUserServer(IoatModel& model) : model_(model) {
+VfioUserServer::VfioUserServer(IoatModel& model) : model_(model), seat_(model.take_seat()) {
   model_.on_interrupt([interrupt = interrupt_] { interrupt->raise(); });
 }
 
@@ -76,17 +78,16 @@ void VfioUserServer::Interrupt::raise() {
   peer.signal();
 }
 
-void VfioUserServer::attach(UniqueFd connection) {
+void VfioUserServer::attach(UniqueFd connection, HalfOpen::Time now) {
   detach();
   socket_.emplace(std::move(connection));
+  half_open_.connected(now);
 }
 
 void VfioUserServer::detach() {
   socket_.reset();
-  negotiated_ = false;
   model_.function_reset();
-  for (const auto& [iova, map] : maps_) forget(iova, map);
-  maps_.clear();
+  model_.memory().unmap_range(0, UINT64_MAX);
   files_.clear();
   const std::lock_guard lock(interrupt_->mutex);
   interrupt_->peer = {};
@@ -141,7 +142,8 @@ void VfioUserServer::answer(Message& request) {
 VfioUserServer::Payload VfioUserServer::execute(Message& request) {
   const auto command = static_cast<Command>(request.header.command);
   const std::span<const std::byte> payload = request.payload;
-  if (negotiated_ == (command == Command::version)) throw Error("VERSION must be the first message, and comes once");
+  if (half_open_.has_greeted() == (command == Command::version))
+    throw Error("VERSION must be the first message, and comes once");
   switch (command) {
     case Command::version:
       return negotiate(payload);
@@ -149,8 +151,7 @@ VfioUserServer::Payload VfioUserServer::execute(Message& request) {
       dma_map(request);
       return {};
     case Command::dma_unmap:
-      dma_unmap(body<DmaUnmap>(payload));
-      return bytes_of(body<DmaUnmap>(payload));
+      return dma_unmap(body<DmaUnmap>(payload));
     case Command::device_get_info:
       return bytes_of(DeviceInfo{sizeof(DeviceInfo), device_can_reset | device_is_pci, regions, irqs});
     case Command::device_get_region_info: {
@@ -183,7 +184,7 @@ VfioUserServer::Payload VfioUserServer::execute(Message& request) {
 VfioUserServer::Payload VfioUserServer::negotiate(std::span<const std::byte> payload) {
   const auto version = body<Version>(payload);
   if (version.major != 0) throw Error(format("the peer speaks vfio-user %u, this device 0", version.major));
-  negotiated_ = true;
+  half_open_.greeted();
   Payload reply = bytes_of(Version{0, 0});
   // QEMU reads the reply into the buffer of its request. What the text leaves out has the protocol's defaults.
   static constexpr std::string_view text = R"({"capabilities":{"max_msg_fds":8}})";
@@ -196,6 +197,7 @@ VfioUserServer::Payload VfioUserServer::negotiate(std::span<const std::byte> pay
 }
 
 std::shared_ptr<memory::GuestMapping> VfioUserServer::file_of(int fd) {
+  memory::GuestMapping::check_origin(fd);
   struct stat file{};
   require(::fstat(fd, &file) == 0 && file.st_size > 0, EBADF);
   const std::pair<uint64_t, uint64_t> key{file.st_dev, file.st_ino};
@@ -220,40 +222,35 @@ void VfioUserServer::check_files() const {
 void VfioUserServer::dma_map(Message& request) {
   const auto map = body<DmaMap>(request.payload);
   require(map.size > 0 && map.address <= UINT64_MAX - (map.size - 1));
-  const auto after = maps_.lower_bound(map.address);
-  require(after == maps_.end() || after->first - map.address >= map.size, EEXIST);
-  if (after != maps_.begin()) {
-    const auto& [iova, before] = *std::prev(after);
-    require(map.address - iova >= before.size, EEXIST);
+  require((map.flags & ~(map_read | map_write)) == 0 && map.flags != 0);
+  IovaMap& iovas = model_.memory();
+  require(!iovas.holds(map.address, map.address + (map.size - 1)), EEXIST);
+  require(iovas.size() < IovaMap::max_pieces, ENOSPC);
+  require(request.fds.size() <= 1);
+  try {
+    if (request.fds.empty()) throw memory::NotShared("a ROM comes without an fd");
+    const auto file = file_of(request.fds[0].get());
+    require(map.offset <= file->size() && map.size <= file->size() - map.offset);
+    iovas.map(map.address, file->data() + map.offset, map.size, static_cast<Rights>(map.flags), file);
+  } catch (const memory::NotShared&) {
+    iovas.map(map.address, nullptr, map.size, Rights::none);  // it is there, and the device does not reach it
   }
-  require(maps_.size() < max_maps, ENOSPC);
-  if (request.fds.empty()) {
-    maps_[map.address] = {map.size, nullptr};
-    return;
-  }
-  require(request.fds.size() == 1);
-  const auto file = file_of(request.fds[0].get());
-  require(map.offset <= file->size() && map.size <= file->size() - map.offset);
-  model_.memory().map(map.address, file->data() + map.offset, map.size);
-  maps_[map.address] = {map.size, file};
 }
 
-void VfioUserServer::forget(uint64_t iova, const Map& map) {
-  if (map.file) model_.memory().unmap(iova);
-}
-
-void VfioUserServer::dma_unmap(const DmaUnmap& request) {
-  const bool all = (request.flags & unmap_all) != 0;
+/// With an IOMMU in the guest, whole address spaces are unmapped at once, whatever was mapped in them; the answer says
+/// how many bytes were. A mapping of which a part is unmapped keeps the rest.
+VfioUserServer::Payload VfioUserServer::dma_unmap(DmaUnmap request) {
+  require((request.flags & ~unmap_all) == 0);
+  const bool all = request.flags != 0;
   require(all || (request.size > 0 && request.address <= UINT64_MAX - (request.size - 1)));
   const uint64_t first = all ? 0 : request.address;
   const uint64_t last = all ? UINT64_MAX : request.address + (request.size - 1);
-  // With an IOMMU in the guest, whole address spaces are unmapped at once, whatever was mapped in them. A mapping that
-  // reaches over an end of the range stays whole, as with VFIO type 1.
-  auto map = maps_.lower_bound(first);
-  while (map != maps_.end() && map->first <= last && map->second.size - 1 <= last - map->first) {
-    forget(map->first, map->second);
-    map = maps_.erase(map);
+  try {
+    request.size = model_.memory().unmap_range(first, last);
+  } catch (const DmaError&) {
+    throw Refused{ENOSPC};  // it would leave too many pieces
   }
+  return bytes_of(request);
 }
 
 void VfioUserServer::set_irqs(Message& request) {

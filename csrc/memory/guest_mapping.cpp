@@ -74,6 +74,8 @@ std::shared_ptr<GuestMapping> GuestMapping::from_fd(int fd, uint64_t offset, uin
   return mapping;
 }
 
+void GuestMapping::check_origin(int fd) { check_file_system(fd); }
+
 std::shared_ptr<GuestMapping> GuestMapping::anonymous(uint64_t size) {
   std::shared_ptr<GuestMapping> mapping(new GuestMapping);
   mapping->map(-1, 0, size, base_page_size());

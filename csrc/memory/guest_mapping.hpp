@@ -33,6 +33,9 @@ class GuestMapping final : private HelperJob {
   /// lane it is unmapped there: giving back gigabytes takes its time.
   static std::shared_ptr<GuestMapping> from_fd(int fd, uint64_t offset, uint64_t size,
                                                const std::shared_ptr<HelperLane>& lane = nullptr);
+  /// May memory come from this file? Throws as from_fd() does, and asks nothing of a file system that could let us
+  /// wait.
+  static void check_origin(int fd);
   /// Private, so that a child of fork() has a copy of its own.
   static std::shared_ptr<GuestMapping> anonymous(uint64_t size);
   /// Guest memory for a front end: a new memfd mapped whole; fd() is what it sends. A child of fork() shares it.

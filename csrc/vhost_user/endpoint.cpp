@@ -26,6 +26,7 @@ Endpoint::Endpoint(std::shared_ptr<EventLoop> loop, EndpointConfig config, Endpo
       owner_(owner),
       timer_(loop_, [this] { on_timer(); }),
       pause_over_(loop_, [this] { watch_socket(); }),
+      half_open_(config_.patience),
       delay_(budget::first_retry) {}
 
 Endpoint::~Endpoint() = default;
@@ -69,7 +70,7 @@ void Endpoint::on_timer() {
   if (!running_) {
     if (stopped_) std::exchange(stopped_, nullptr)();  // the rest is the helper's
   } else if (session_) {
-    watch_listener(true);
+    if (half_open_.makes_way(Clock::now())) watch_listener(true);
   } else {
     seek();
   }
@@ -98,7 +99,7 @@ void Endpoint::on_listener() {
   if (session_) {  // watched again since this one has been silent for too long, and now another waits
     char reason[128];
     std::snprintf(reason, sizeof reason, "it did not send SET_OWNER within %lld ms and another front end waits",
-                  static_cast<long long>(config_.patience.count()));
+                  static_cast<long long>(half_open_.patience().count()));
     return end(reason, true);
   }
   if (!may_begin()) return;
@@ -150,7 +151,8 @@ void Endpoint::begin(UniqueFd socket) {
   session_ = owner_.make_session();
   watched_ = EPOLLIN;
   loop_->add_fd(connection_->fd(), watched_, [this](uint32_t) { on_socket(); });
-  if (listener_) timer_.arm_after(config_.patience);
+  half_open_.connected(Clock::now());
+  if (listener_) timer_.arm(half_open_.ends());
 }
 
 // --- A session
@@ -196,6 +198,7 @@ bool Endpoint::proceed(BackendSession::Next next, std::optional<Message>& reply)
     return false;
   }
   if (session_->state().owned) {
+    half_open_.greeted();
     delay_ = budget::first_retry;
     timer_.cancel();
     watch_listener(false);

@@ -11,6 +11,7 @@
 
 #include "base/budget.hpp"
 #include "base/event_loop.hpp"
+#include "base/half_open.hpp"
 #include "base/helper.hpp"
 #include "vhost_user/connection.hpp"
 #include "vhost_user/session.hpp"
@@ -110,8 +111,9 @@ class Endpoint {
 
   std::unique_ptr<SocketListener> listener_;
   bool listener_watched_ = false;
-  EventLoop::Timer timer_;            // next try, or the end of patience: with a front end without SET_OWNER, at stop()
-  EventLoop::Timer pause_over_;       // messages may be read again
+  EventLoop::Timer timer_;       // next try, or the end of patience: with a front end without SET_OWNER, at stop()
+  EventLoop::Timer pause_over_;  // messages may be read again
+  HalfOpen half_open_;
   EventLoop::Clock::duration delay_;  // before the next try
   int last_error_ = 0;                // of the last try, so that the same trouble is told once
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import select
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,11 +57,18 @@ def _is_served(path: str) -> bool:
         return probe.connect_ex(path) != errno.ECONNREFUSED
 
 
+def _somebody_waits(listening: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(listening, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def serve(path: str, model: IoatModel | None = None, *, watch: Callable[[int], object] | None = None) -> None:
     """Present a software I/OAT as a PCI card to the virtual machines that connect to `path`; blocks.
 
-    One machine has the card at a time, others wait for it to leave. A machine may reboot, reset the card or vanish: the
-    next one finds the card as after power-on. Guest memory must be shared (`memory-backend-memfd,share=on`).
+    One machine has the card at a time, others wait for it to leave; one that has not sent VERSION within 5 s makes way
+    for another. A machine may reboot, reset the card or vanish: the next one finds the card as after power-on, and
+    nothing mapped. Guest memory must be shared (`memory-backend-memfd,share=on`).
 
     Args:
         path: The vfio-user socket, made here, readable by its owner only, and taken away at the end.
@@ -70,6 +78,7 @@ def serve(path: str, model: IoatModel | None = None, *, watch: Callable[[int], o
 
     Raises:
         ConfigError: `path` cannot be that of a socket: empty, too long, with a NUL.
+        DmaError: `model` has a driver already (an IoatChannel, a port).
         OSError: The socket cannot be made, or is served by another process.
         KeyboardInterrupt: Ctrl-C, with nothing left behind.
     """
@@ -80,7 +89,7 @@ def serve(path: str, model: IoatModel | None = None, *, watch: Callable[[int], o
     connected = False
     with _listener(path) as listening:
         while not (watch and watch(server.maps)):
-            if connected:
+            if connected and not (server.makes_way and _somebody_waits(listening)):
                 connected = server.serve(TURN)
                 if not connected:
                     logger.info("%s: the card is free again: %s", path, server.why)

@@ -15,14 +15,14 @@ TEST_CASE("a map is revoked when no device is at work in it any more, and until 
   std::optional<IovaMap::Access> at_work(map);
   IovaMap::Hint hint;
   uint64_t len = 8;
-  CHECK(at_work->at(0x10000, len, hint) == memory);
+  CHECK(at_work->at(0x10000, len, dma::Rights::both, hint) == memory);
   dma::Step answer = dma::Step::done;
   std::thread([&] { answer = map.revoke(); }).join();
   CHECK(answer == dma::Step::pending);
-  CHECK(at_work->at(0x10000, len, hint) == memory);  // the copy that had begun
+  CHECK(at_work->at(0x10000, len, dma::Rights::both, hint) == memory);  // the copy that had begun
   at_work.reset();
   const IovaMap::Access late(map);
-  CHECK(late.at(0x10000, len, hint) == nullptr);
+  CHECK(late.at(0x10000, len, dma::Rights::both, hint) == nullptr);
   CHECK(map.revoke() == dma::Step::done);
   CHECK(map.size() == 0);
 }

@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
+#include <cstdio>
 #include <cstring>
 #include <initializer_list>
+#include <optional>
 #include <random>
+#include <thread>
 
+#include "base/budget.hpp"
+#include "base/error.hpp"
 #include "dma/vfio_user.hpp"
 #include "doctest/doctest.h"
 #include "open_fds.hpp"
@@ -112,6 +119,20 @@ struct Monitor {
   }
   uint32_t unmap(uint64_t address, uint64_t size, uint32_t flags = 0) {
     return error_of(Command::dma_unmap, bytes(DmaUnmap{sizeof(DmaUnmap), flags, address, size}));
+  }
+  /// How many bytes the server says it has unmapped.
+  uint64_t unmapped(uint64_t address, uint64_t size, uint32_t flags = 0) {
+    return ask(Command::dma_unmap, bytes(DmaUnmap{sizeof(DmaUnmap), flags, address, size})).as<DmaUnmap>().size;
+  }
+  void set_bus_master(bool on) {
+    write<uint16_t>(region_config, spec::cfg_command,
+                    on ? spec::cfg_command_memory | spec::cfg_command_bus_master : spec::cfg_command_memory);
+  }
+  /// One descriptor at `ring`, and how the channel stands after it.
+  uint64_t run(uint64_t ring) {
+    write<uint64_t>(0, spec::CHAINADDR, ring);
+    write<uint16_t>(0, spec::DMACOUNT, 1);
+    return model.read64(spec::CHANSTS);
   }
   /// What the server says when it drops the connection.
   std::string dropped() {
@@ -231,28 +252,232 @@ TEST_CASE("maps that are empty, wrap, overlap or end behind their file are refus
   CHECK(monitor.map(0x110000, 0x1000, 0x10000, {fd}) == 0);
   CHECK(monitor.map(0xc0000, 0x1000, 0, {}) == 0);  // a ROM
   CHECK(monitor.server.maps() == 3);
-  CHECK(monitor.model.memory().size() == 2);
 }
 
-TEST_CASE("an unmap drops what lies within it, and nothing else, however large it is") {
+TEST_CASE("an unmap drops what lies within it, and nothing else, however large it is, and says how much") {
   Monitor monitor;
   const Ram ram(1 << 20);
   for (uint64_t page = 0; page < 16; ++page) {
     REQUIRE(monitor.map(0x100000 + page * 4096, 4096, page * 4096, {ram.fd.get()}) == 0);
   }
-  CHECK(monitor.unmap(0x500000, 0x1000) == 0);  // never mapped
-  CHECK(monitor.unmap(0x101000, 0x2000) == 0);
+  CHECK(monitor.unmapped(0x500000, 0x1000) == 0);  // never mapped
+  CHECK(monitor.unmapped(0x101000, 0x2000) == 0x2000);
   CHECK(monitor.server.maps() == 14);
-  CHECK(monitor.unmap(0x103800, 0x1000) == 0);  // cuts two pages
+  CHECK(monitor.unmapped(0x103800, 0x1000) == 0x1000);  // cuts two pages
   CHECK(monitor.server.maps() == 14);
+  CHECK(monitor.unmapped(0x105400, 0x400) == 0x400);  // out of the middle of one
+  CHECK(monitor.server.maps() == 15);
+  CHECK(monitor.map(0x105400, 0x400, 0, {ram.fd.get()}) == 0);
   CHECK(monitor.unmap(0, 0) == EINVAL);
   CHECK(monitor.unmap(UINT64_MAX, 2) == EINVAL);
-  CHECK(monitor.unmap(0, UINT64_MAX) == 0);
+  CHECK(monitor.unmap(0, 4096, 1) == EINVAL);  // get a bitmap: there is none
+  CHECK(monitor.unmapped(0, UINT64_MAX) == 13 * 4096);
   CHECK(monitor.server.maps() == 0);
   CHECK(monitor.model.memory().size() == 0);
   REQUIRE(monitor.map(0x100000, 4096, 0, {ram.fd.get()}) == 0);
-  CHECK(monitor.unmap(0, 0, unmap_all) == 0);
+  CHECK(monitor.unmapped(0, 0, unmap_all) == 4096);
   CHECK(monitor.server.maps() == 0);
+}
+
+TEST_CASE("mappings may be cut up until there are as many as there may be, and no further") {
+  Monitor monitor;
+  const Ram ram(1 << 20);
+  REQUIRE(monitor.map(0x100000, 1 << 20, 0, {ram.fd.get()}) == 0);
+  IovaMap& memory = monitor.model.memory();
+  for (uint64_t at = uint64_t{1} << 32; memory.size() < IovaMap::max_pieces; at += 2) memory.map(at, ram.data, 1);
+  CHECK(monitor.unmap(0x101000, 0x1000) == ENOSPC);
+  CHECK(monitor.map(0x300000, 0x1000, 0, {ram.fd.get()}) == ENOSPC);
+  CHECK(monitor.unmapped(0x100000, 0x1000) == 0x1000);  // makes it no more
+  CHECK(monitor.unmapped(0, 0, unmap_all) == (1 << 20) - 4096 + IovaMap::max_pieces - 1);
+}
+
+TEST_CASE("what a mapping is for is kept: a device that does something else finds nothing there") {
+  Monitor monitor;
+  const Ram ram(16 * 4096);
+  const auto map = [&](uint64_t page, uint32_t flags) {
+    return monitor.error_of(Command::dma_map, bytes(DmaMap{sizeof(DmaMap), flags, page * 4096, page * 4096, 4096}),
+                            {ram.fd.get()});
+  };
+  constexpr uint64_t ring = 0x1000, read_only = 0x2000, write_only = 0x3000, open = 0x4000;
+  REQUIRE(map(1, map_read | map_write) == 0);
+  REQUIRE(map(2, map_read) == 0);
+  REQUIRE(map(3, map_write) == 0);
+  REQUIRE(map(4, map_read | map_write) == 0);
+  CHECK(map(5, 0) == EINVAL);
+  CHECK(map(5, 7) == EINVAL);
+  monitor.set_bus_master(true);
+  std::memset(ram.data + read_only, 1, 4096);
+  std::memset(ram.data + write_only, 2, 4096);
+  monitor.write<uint16_t>(0, spec::CHANCTRL, spec::chanctrl::any_error_abort);
+  const auto chanerr_of = [&](uint64_t dst, uint64_t src, uint32_t op = spec::control::op_copy,
+                              uint32_t control = 0) -> uint32_t {
+    spec::Descriptor descriptor{};
+    descriptor.size = 64;
+    descriptor.control = spec::control::of_op(op) | control;
+    descriptor.src = src;
+    descriptor.dst = dst;
+    std::memcpy(ram.data + ring, &descriptor, sizeof descriptor);
+    monitor.run(ring);
+    const uint32_t chanerr = monitor.model.read32(spec::CHANERR);
+    monitor.write<uint32_t>(0, spec::CHANERR, chanerr);
+    return chanerr;
+  };
+  CHECK(chanerr_of(open, read_only) == 0);
+  CHECK(ram.data[open] == 1);
+  CHECK(chanerr_of(write_only, open) == 0);
+  CHECK(ram.data[write_only] == 1);
+  CHECK(chanerr_of(read_only, open) == 1u << spec::chanerr::destination_address);
+  CHECK(chanerr_of(read_only, 0xabab, spec::control::op_fill) == 1u << spec::chanerr::destination_address);
+  CHECK(chanerr_of(open, write_only) == 1u << spec::chanerr::source_address);
+  CHECK(chanerr_of(read_only, write_only) ==
+        (1u << spec::chanerr::source_address | 1u << spec::chanerr::destination_address));
+  CHECK(ram.data[read_only] == 1);
+  monitor.write<uint64_t>(0, spec::CHANCMP, read_only);
+  CHECK(chanerr_of(open, open, spec::control::op_copy, spec::control::completion_update) ==
+        1u << spec::chanerr::completion_address);
+  CHECK(ram.data[read_only] == 1);
+  monitor.run(write_only);  // a descriptor there cannot be read
+  CHECK(monitor.model.read32(spec::CHANERR) == 1u << spec::chanerr::chain_address);
+}
+
+TEST_CASE("memory that cannot be shared is known, and not reached") {
+  Monitor monitor;
+  const Ram ram(4096);
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", ram.fd.get());
+  const UniqueFd read_only(::open(path, O_RDONLY | O_CLOEXEC));
+  REQUIRE(read_only);
+  CHECK(monitor.map(0x10000, 4096, 0, {read_only.get()}) == 0);
+  CHECK(monitor.map(0x10000, 4096, 0, {ram.fd.get()}) == EEXIST);
+  CHECK(monitor.unmapped(0x10000, 4096) == 4096);
+}
+
+TEST_CASE("a function that is no bus master reads and writes nothing, and goes on when it is one again") {
+  Monitor monitor;
+  const Ram ram(16 * 4096);
+  REQUIRE(monitor.map(0x10000, 16 * 4096, 0, {ram.fd.get()}) == 0);
+  const UniqueFd eventfd = make_eventfd();
+  REQUIRE(monitor.error_of(Command::device_set_irqs, bytes(IrqSet{24, set_trigger | set_eventfd, irq_msix, 0, 1}),
+                           {eventfd.get()}) == 0);
+  spec::Descriptor descriptor{};
+  descriptor.size = 64;
+  descriptor.control = spec::control::interrupt | spec::control::completion_update;
+  descriptor.src = 0x11000;
+  descriptor.dst = 0x12000;
+  std::memcpy(ram.data, &descriptor, sizeof descriptor);
+  std::memset(ram.data + 0x1000, 7, 64);
+  monitor.write<uint64_t>(0, spec::CHANCMP, 0x13000);
+  const auto nothing_written = [&] {
+    return ram.data[0x2000] == 0 && ram.data[0x3000] == 0 && eventfd_clear(eventfd.get()) == 0;
+  };
+  const auto resumes = [&] {
+    CHECK(nothing_written());
+    CHECK(spec::state_of(monitor.model.read64(spec::CHANSTS)) == spec::State::active);
+    monitor.set_bus_master(true);
+    CHECK(ram.data[0x2000] == 7);
+    CHECK(ram.data[0x3000] != 0);
+    CHECK(eventfd_clear(eventfd.get()) == 1);
+  };
+  SUBCASE("as at power-on") {
+    monitor.run(0x10000);
+    resumes();
+  }
+  SUBCASE("after it was one") {
+    monitor.set_bus_master(true);
+    monitor.set_bus_master(false);
+    monitor.run(0x10000);
+    resumes();
+  }
+  SUBCASE("after a function-level reset, which takes it away") {
+    monitor.set_bus_master(true);
+    monitor.write<uint16_t>(region_config, 0x98, 0x8000);
+    monitor.write<uint64_t>(0, spec::CHANCMP, 0x13000);
+    monitor.run(0x10000);
+    resumes();
+  }
+  SUBCASE("in D3") {
+    monitor.set_bus_master(true);
+    monitor.write<uint16_t>(region_config, 0xe4, 3);
+    monitor.run(0x10000);
+    CHECK(nothing_written());
+    monitor.write<uint16_t>(region_config, 0xe4, 0);
+    CHECK(ram.data[0x2000] == 7);
+  }
+  SUBCASE("an error that would be written back") {
+    monitor.write<uint16_t>(0, spec::CHANCTRL, spec::chanctrl::error_completion | spec::chanctrl::error_interrupt);
+    monitor.write<uint8_t>(0, spec::CHANCMD, 0x30);  // two commands at once
+    CHECK(monitor.model.read32(spec::CHANERR) == 1u << spec::chanerr::command);
+    CHECK(nothing_written());
+    monitor.set_bus_master(true);
+    CHECK(ram.data[0x3000] != 0);
+    CHECK(eventfd_clear(eventfd.get()) == 1);
+  }
+}
+
+TEST_CASE("bus mastering is off when the copy at work has ended, and nothing is written after that") {
+  Monitor monitor(true, {.mode = IoatModel::Mode::threaded});
+  const Ram ram(2 << 20);
+  REQUIRE(monitor.map(0x100000, 2 << 20, 0, {ram.fd.get()}) == 0);
+  monitor.set_bus_master(true);
+  // Two descriptors that follow each other for ever, of a copy that takes a while.
+  for (uint64_t i = 0; i < 2; ++i) {
+    spec::Descriptor descriptor{};
+    descriptor.size = 512 << 10;
+    descriptor.src = 0x180000 + i * 0x1000;
+    descriptor.dst = 0x200000;
+    descriptor.next = 0x100000 + (1 - i) * 64;
+    std::memcpy(ram.data + i * 64, &descriptor, sizeof descriptor);
+  }
+  std::memset(ram.data + 0x80000, 1, 0x80000);
+  monitor.write<uint64_t>(0, spec::CHAINADDR, 0x100000);
+  monitor.write<uint16_t>(0, spec::DMACOUNT, 0xffff);
+  for (int i = 0; i < 50; ++i) {
+    while (monitor.model.counters().descriptors < static_cast<uint64_t>(10 * i)) std::this_thread::yield();
+    monitor.set_bus_master(false);
+    const uint64_t done = monitor.model.counters().descriptors;
+    std::memset(ram.data + 0x100000, 0, 512 << 10);
+    CHECK(std::all_of(ram.data + 0x100000, ram.data + 0x180000, [](uint8_t byte) { return byte == 0; }));
+    CHECK(monitor.model.counters().descriptors == done);
+    monitor.set_bus_master(true);
+  }
+}
+
+TEST_CASE("a machine that says nothing makes way for another after its time, and one that has said VERSION does not") {
+  Monitor monitor(false);
+  int ends[2];
+  REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+  monitor.socket = UniqueFd(ends[0]);
+  const HalfOpen::Time start{std::chrono::hours(1)};
+  monitor.server.attach(UniqueFd(ends[1]), start);
+  CHECK_FALSE(monitor.server.makes_way(start + budget::half_open - 1ms));
+  CHECK(monitor.server.makes_way(start + budget::half_open));
+  monitor.put(bytes(uint32_t{1}));  // half a header says nothing
+  REQUIRE(monitor.server.serve(0ms));
+  CHECK(monitor.server.makes_way(start + budget::half_open));
+  monitor.connect();
+  monitor.ask(Command::version, bytes(Version{0, 1}, std::array<char, 64>{}));
+  CHECK_FALSE(monitor.server.makes_way(HalfOpen::Time::max()));
+  monitor.socket.reset();
+  REQUIRE_FALSE(monitor.server.serve(1000ms));
+  CHECK_FALSE(monitor.server.makes_way(HalfOpen::Time::max()));  // nobody is there
+}
+
+TEST_CASE("a device has one driver's seat") {
+  IoatModel model;
+  std::optional<VfioUserServer> server(model);
+  CHECK_THROWS_WITH_AS(static_cast<void>(model.take_seat()), doctest::Contains("has a driver already"), DmaError);
+  CHECK(model.config_read(spec::cfg_command, 2) == IoatModel::ready_to_use);
+  int ends[2];
+  REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+  const UniqueFd socket(ends[0]);
+  server->attach(UniqueFd(ends[1]));
+  CHECK(model.config_read(spec::cfg_command, 2) == 0);
+  server.reset();
+  CHECK(model.config_read(spec::cfg_command, 2) == 0);
+  auto seat = model.take_seat();
+  CHECK_THROWS_AS(server.emplace(model), DmaError);
+  seat.reset();
+  CHECK_NOTHROW(server.emplace(model));
 }
 
 TEST_CASE("a descriptor copies guest memory over mappings of a page each and signals the eventfd") {
@@ -275,6 +500,7 @@ TEST_CASE("a descriptor copies guest memory over mappings of a page each and sig
   descriptor.src = src;
   descriptor.dst = dst;
   std::memcpy(at(ring), &descriptor, sizeof descriptor);
+  monitor.set_bus_master(true);
   monitor.write<uint32_t>(0, spec::CHANCMP, 0x10e000);
   monitor.write<uint32_t>(0, spec::CHANCMP + 4, 0);
   monitor.write<uint64_t>(0, spec::CHAINADDR, ring);
@@ -387,6 +613,7 @@ TEST_CASE("a file truncated below its mappings ends the connection, not the proc
   Monitor monitor;
   const Ram ram(1 << 20);
   REQUIRE(monitor.map(0x100000, 1 << 20, 0, {ram.fd.get()}) == 0);
+  monitor.set_bus_master(true);
   REQUIRE(::ftruncate(ram.fd.get(), 0) == 0);
   monitor.write<uint64_t>(0, spec::CHAINADDR, 0x180000);
   monitor.send(Command::region_write, bytes(RegionAccess{spec::DMACOUNT, 0, 2}, uint16_t{1}));
@@ -432,6 +659,7 @@ TEST_CASE("a machine may vanish while its card copies and interrupts: its memory
     descriptor.dst = 0x160000;
     descriptor.next = 0x100000;  // itself, as often as the doorbell says
     std::memcpy(ram.data, &descriptor, sizeof descriptor);
+    monitor.set_bus_master(true);
     while (monitor.model.read8(spec::CHANCMD) != 0) {  // as a driver does: the reset waits for the copy that ran
     }
     monitor.write<uint64_t>(0, spec::CHAINADDR, 0x100000);

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from interop.console import Console
-from vhost_ioat import ConfigError, dma
+from vhost_ioat import ConfigError, DmaError, EthVhost, dma
 from vhost_ioat.cli import ioat_device
 from watchdog import WATCHDOG
 
@@ -26,7 +26,7 @@ def until(condition: Callable[[], bool]) -> Callable[[int], bool]:
 def hello(path: str) -> socket.socket:
     """A connection on which VERSION was asked and answered."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(10)
+    connection.settimeout(WATCHDOG)
     connection.connect(path)
     connection.sendall(struct.pack("<HHIIIHH", 1, 1, 20, 0, 0, 0, 1))
     assert struct.unpack("<HHIII", connection.recv(16)) == (1, 1, 20, 1, 0)
@@ -53,6 +53,73 @@ def test_machines_are_served_one_after_the_other_and_the_socket_goes_at_the_end(
         thread.join(WATCHDOG)
     assert not thread.is_alive()
     assert not Path(socket_path).exists()
+
+
+@pytest.mark.parametrize("said", [b"", b"\x01\x00\x01"], ids=["nothing", "half a header"])
+def test_a_machine_that_says_nothing_makes_way_for_the_next(socket_path: str, said: bytes) -> None:
+    listening, done = threading.Event(), threading.Event()
+
+    def watch(_: int) -> bool:
+        listening.set()
+        return done.is_set()
+
+    thread = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": watch})
+    thread.start()
+    assert listening.wait(WATCHDOG)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.connect(socket_path)
+        silent.sendall(said)
+        with hello(socket_path):
+            assert silent.recv(1) == b""
+    done.set()
+    thread.join(WATCHDOG)
+    assert not thread.is_alive()
+
+
+def test_a_device_has_one_driver_at_a_time(socket_path: str) -> None:
+    model = dma.IoatModel()
+    channel = dma.IoatChannel(model)
+    with pytest.raises(DmaError, match="has a driver already"):
+        dma.IoatChannel(model)
+    with pytest.raises(DmaError, match="has a driver already"):
+        dma.serve(socket_path, model, watch=until(lambda: True))
+    assert not Path(socket_path).exists()
+    source, target = bytearray(b"seat" * 16), bytearray(64)
+    model.map(0x10000, source)
+    model.map(0x20000, target)
+    channel.copy(0x20000, 0x10000, 64)
+    channel.submit()
+    assert channel.poll() == [(0, "ok")]  # the others did nothing to the first one
+    assert target == source
+    del channel
+    dma.serve(socket_path, model, watch=until(lambda: True))  # given back, with what was mapped
+    channel = dma.IoatChannel(model)
+    assert channel.outstanding == 0
+    with EthVhost(socket_path, ioats={0: "sw0"}) as port:
+        served = port.engine_model(0)
+        assert served is not None
+        with pytest.raises(DmaError, match="has a driver already"):
+            dma.serve(socket_path + ".card", served, watch=until(lambda: True))
+
+
+def test_a_driver_makes_the_function_a_bus_master_and_without_it_nothing_is_copied() -> None:
+    model = dma.IoatModel()
+    assert model.config_read(4, 2) & 4
+    model.config_write(0x98, 0x8000, 2)  # a function-level reset
+    assert model.config_read(4, 2) & 4 == 0
+    channel = dma.IoatChannel(model)
+    assert model.config_read(4, 2) & 4
+    source, target = bytearray(b"x" * 64), bytearray(64)
+    model.map(0x10000, source)
+    model.map(0x20000, target)
+    model.config_write(4, 2, 2)
+    channel.copy(0x20000, 0x10000, 64)
+    channel.submit()
+    assert channel.poll() == []
+    assert not any(target)
+    model.config_write(4, 6, 2)
+    assert channel.poll() == [(0, "ok")]
+    assert target == source
 
 
 def test_a_socket_that_nobody_serves_is_replaced_and_one_that_is_served_is_not(socket_path: str) -> None:
