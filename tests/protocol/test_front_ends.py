@@ -30,11 +30,12 @@ def port(socket_path):
         yield port
 
 
-def told(port, *words):
-    """Wait for an event that says all of this."""
+def told(port, *words, meanwhile=lambda: None):
+    """Wait for an event that says all of this, and do something before each look."""
     texts = []
 
     def said():
+        meanwhile()
         texts.extend(event.text for event in port.events())
         return any(all(word in text for word in words) for text in texts)
 
@@ -215,10 +216,8 @@ def test_memory_that_is_not_shared_is_told(port):
         for ring in rings:
             ring.say()
         assert rings[0].frontend.is_answering()
-        for _ in range(8):
-            rings[1].do_kick()
-            assert rings[0].frontend.is_answering()
-        told(port, "rx queue 0", "stays empty", "share=on")
+        # Kicks that come faster than the port looks at them count as one, so their number is not known.
+        told(port, "rx queue 0", "stays empty", "share=on", meanwhile=rings[1].do_kick)
 
 
 def test_a_table_without_memory_is_told(port):
