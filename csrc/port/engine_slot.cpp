@@ -24,7 +24,8 @@ void EngineSlot::start(Job job) noexcept {
 }
 
 bool EngineSlot::map_guest(Mappings wanted) noexcept {
-  if (!engine() || wanted == work_->guest) return false;
+  const auto same = [](const auto& mapping, const auto& asked) { return mapping == asked.lock(); };
+  if (!engine() || std::ranges::equal(wanted, work_->guest_asked, same)) return false;
   work_->wanted = std::move(wanted);
   start(Job::guest);
   return true;
@@ -47,8 +48,14 @@ void EngineSlot::end() noexcept {
 }
 
 void EngineSlot::leak() noexcept {
+  static auto* leaked = new std::shared_ptr<Work>;  // on purpose never freed
   for (auto& mapping : work_->guest) mapping->leak();
-  work_->itself = work_;  // on purpose never freed
+  work_->next_leaked = std::exchange(*leaked, work_);
+}
+
+void EngineSlot::give_up() noexcept {
+  given_up_ = true;
+  set_state("given up");
 }
 
 void EngineSlot::set_state(const char* state) noexcept {
@@ -79,6 +86,9 @@ void EngineSlot::Work::run() {
 
 /// Memory that it cannot map is left to the CPU.
 void EngineSlot::Work::map_guest() {
+  guest_asked.assign(wanted.begin(), wanted.end());
+  if (!arenas_refused.empty()) arenas_seen = 0;  // another table, another try
+  arenas_refused.clear();
   std::erase_if(guest, [&](const auto& mapping) {
     if (std::ranges::find(wanted, mapping) != wanted.end()) return false;
     engine->unmap(mapping->data());
@@ -100,12 +110,14 @@ void EngineSlot::Work::map_guest() {
 
 void EngineSlot::Work::map_arenas() {
   for (auto& arena : registered_arenas(arenas_seen)) {
-    if (std::ranges::find(arenas, arena) != arenas.end()) continue;
+    const auto is_refused = [&](const auto& refused) { return refused.lock() == arena; };
+    if (std::ranges::find(arenas, arena) != arenas.end() || std::ranges::any_of(arenas_refused, is_refused)) continue;
     try {
       arenas.reserve(arenas.size() + 1);
       engine->map(arena->data(), arena->size());
       arenas.push_back(std::move(arena));
     } catch (const std::exception& error) {
+      arenas_refused.push_back(arena);
       outcome.refused.push_back(format("a packet arena, the CPU copies from there: %s", error.what()));
     }
   }

@@ -41,6 +41,9 @@ class EngineSlot {
   void map_arenas_now() { work_->map_arenas(); }
   const std::shared_ptr<dma::IoatModel>& model() const { return model_; }
   bool busy() const noexcept { return task_.running(); }
+  /// Is there a job whose end is waited for? One that ends an engine that was given up may never be through: its thread
+  /// may have no CPU, and it is let go of.
+  bool waited_for() const noexcept { return busy() && !given_up_; }
   bool recovering() const noexcept { return work_->job == Job::recovery; }  // the job, when busy()
   Recovery::Time busy_since() const noexcept { return work_->now; }         // of a step of recovery
   Recovery& recovery() { return work_->recovery; }
@@ -54,6 +57,8 @@ class EngineSlot {
   /// It ends. `queue` has let go of it.
   void end() noexcept;
 
+  /// It is stopped for good, and has handed everything back.
+  void give_up() noexcept;
   Outcome take_outcome() noexcept { return std::exchange(work_->outcome, {}); }
   /// The engine may still write: what it may write to is never used again.
   void leak() noexcept;
@@ -76,12 +81,16 @@ class EngineSlot {
     Mappings guest, wanted;  // mapped, and to be mapped
     std::vector<std::shared_ptr<memory::PacketArena>> arenas;
     size_t arenas_seen = 0;
+    /// What was asked for last, mapped or not: a mapping that failed is not tried again before there is another table.
+    std::vector<std::weak_ptr<memory::GuestMapping>> guest_asked;
+    std::vector<std::weak_ptr<memory::PacketArena>> arenas_refused;
     Outcome outcome;
-    std::shared_ptr<Work> itself;  // of one that is leaked
+    std::shared_ptr<Work> next_leaked;
   };
   void start(Job job) noexcept;
 
   std::string state_ = "ok";
+  bool given_up_ = false;
   std::shared_ptr<HelperLane> lane_;
   std::shared_ptr<Work> work_;
   std::shared_ptr<dma::IoatModel> model_;  // of a software engine

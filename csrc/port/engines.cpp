@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The DMA engines of a port: which one serves which tx queue, and what memory each knows.
 #include <algorithm>
-#include <cstring>
+#include <mutex>
 #include <set>
 
 #include "base/error.hpp"
 #include "dma/hardware_engine.hpp"
 #include "dma/soft_engine.hpp"
+#include "port/calibration.hpp"
 #include "port/eth_vhost.hpp"
 
 namespace vhost_ioat::port {
@@ -38,39 +39,6 @@ class Claims {
 
 bool is_software(const std::string& name) { return name.rfind("sw", 0) == 0; }
 
-/// The smallest copy whose hand-over to the engine costs the CPU less than making it, measured on this machine.
-uint32_t calibrate(dma::DmaEngine& engine, memory::PacketArena& arena) {
-  using Clock = std::chrono::steady_clock;
-  constexpr uint32_t rounds = 16, batch = 16, largest = 16384, never = 65536;
-  memory::Block from = arena.allocate(batch * largest), to = arena.allocate(batch * largest);
-  if (!from || !to) return never;
-  std::memset(from.data(), 1, from.size());
-  std::memset(to.data(), 2, to.size());
-  for (uint32_t size = 256; size <= largest; size *= 2) {
-    auto by_engine = Clock::duration::max(), by_cpu = Clock::duration::max();
-    for (uint32_t round = 0; round < rounds; ++round) {
-      auto begin = Clock::now();
-      for (uint32_t i = 0; i < batch; ++i) std::memcpy(to.data() + i * largest, from.data() + i * largest, size);
-      by_cpu = std::min(by_cpu, Clock::now() - begin);
-      begin = Clock::now();
-      for (uint32_t i = 0; i < batch; ++i) {
-        const dma::Copy copy{to.data() + i * largest, from.data() + i * largest, size};
-        if (engine.enqueue({&copy, 1}, i) != dma::Refusal::none) return never;
-      }
-      engine.submit();
-      by_engine = std::min(by_engine, Clock::now() - begin);
-      dma::Completion done[batch];
-      const auto patience = begin + std::chrono::seconds(1);
-      while (engine.outstanding() != 0) {
-        engine.poll(done);
-        if (engine.failed() || Clock::now() > patience) return never;
-      }
-    }
-    if (by_engine < by_cpu) return size;
-  }
-  return never;
-}
-
 }  // namespace
 
 void EthVhost::make_engines() {
@@ -84,7 +52,28 @@ void EthVhost::make_engines() {
     const Publish publish = slot.engine()->capabilities().in_order ? config_.publish : Publish::cpu;
     txq.set_engine(slot.shared_engine(), config_.ioat_threshold, publish, std::move(slots));
     slot.map_arenas_now();
-    if (config_.ioat_threshold == 0) txq.set_threshold(calibrate(*slot.engine(), *arenas_[queue]));
+    if (config_.ioat_threshold == 0) calibrate_engine(queue);
+  }
+}
+
+void EthVhost::calibrate_engine(uint32_t queue) {
+  EngineSlot& slot = *engines_[queue];
+  TxQueue& txq = *txqs_[queue];
+  const Calibration found = calibrate(*slot.engine(), *arenas_[queue], slot.recovery());
+  txq.set_threshold(found.threshold);
+  const char* const name = slot.engine()->capabilities().name.c_str();
+  switch (found.stopped) {
+    case Recovery::Outcome::none:
+    case Recovery::Outcome::working:
+      return;
+    case Recovery::Outcome::recovered:
+      return report("engine", static_cast<int>(queue), false, true, Reports::warning,
+                    "tx queue %u: engine %s could not be measured (%s) and was reset; the CPU copies", queue, name,
+                    slot.recovery().why());
+    case Recovery::Outcome::given_up:
+      return give_up(queue);
+    case Recovery::Outcome::lost:
+      return abandon(queue);
   }
 }
 

@@ -117,7 +117,7 @@ void EthVhost::close_step() noexcept {
     loop_->remove_fd(wake_fd_.get());
     for (uint32_t q = 0; q < config_.queues; ++q) release_engine(q);
   }
-  const bool busy = std::ranges::any_of(engines_, [](const auto& slot) { return slot && slot->busy(); });
+  const bool busy = std::ranges::any_of(engines_, [](const auto& slot) { return slot && slot->waited_for(); });
   if (busy && now < *engines_end_) return hold_timer_.arm_after(hold_retry);
   engines_.clear();  // who is told of a job's end is this port, and it may be gone soon
   std::exchange(closing_, nullptr)->open();

@@ -172,6 +172,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   bool engine_busy(uint32_t queue) noexcept;
   bool engine_recovers(uint32_t queue) noexcept;
   void engine_ended(uint32_t queue) noexcept;
+  void give_up(uint32_t queue) noexcept;
   void abandon(uint32_t queue) noexcept;
   void report_fault(VringQueue& vring, uint32_t queue, bool rx) noexcept;
   void check_memory() noexcept;
@@ -182,6 +183,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   // ---- engines (engines.cpp)
   void make_engines();
   void make_engine(uint32_t queue, const std::string& name);
+  void calibrate_engine(uint32_t queue);
   void release_engine(uint32_t queue) noexcept;
 
   void check_usable() const;

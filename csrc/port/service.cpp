@@ -165,14 +165,20 @@ void EthVhost::engine_ended(uint32_t queue) noexcept {
                     queue, name);
     case Recovery::Outcome::given_up:
       txq.reap();
-      txq.disable_engine();
-      slot.set_state("given up");
-      return report("engine", static_cast<int>(queue), false, false, Reports::error,
-                    "tx queue %u: engine %s is given up (%s); from now on the CPU copies", queue, name,
-                    slot.recovery().why());
+      return give_up(queue);
     case Recovery::Outcome::lost:
       return abandon(queue);
   }
+}
+
+/// The engine is stopped for good, and has handed everything back.
+void EthVhost::give_up(uint32_t queue) noexcept {
+  EngineSlot& slot = *engines_[queue];
+  txqs_[queue]->disable_engine();
+  slot.give_up();
+  report("engine", static_cast<int>(queue), false, false, Reports::error,
+         "tx queue %u: engine %s is given up (%s); from now on the CPU copies", queue,
+         slot.engine()->capabilities().name.c_str(), slot.recovery().why());
 }
 
 /// The engine could not even be stopped: what it may still write to is never used again, on purpose.

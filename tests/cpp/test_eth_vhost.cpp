@@ -2,6 +2,7 @@
 // A whole port and a front end: every way in which a session changes or ends, with a thousand copies in flight.
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -11,6 +12,8 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/latch.hpp"
+#include "blocked_page.hpp"
 #include "doctest/doctest.h"
 #include "memory/guest_mapping.hpp"
 #include "port/arenas.hpp"
@@ -134,6 +137,25 @@ struct Loaded {
   }
 };
 
+/// Each call makes one more look at the engine, as a caller does that has something to send.
+bool has_event(EthVhost& port, const char* part) {
+  port.tx_done_cleanup(0);
+  const auto told = port.reports().take_events();
+  return std::any_of(told.begin(), told.end(),
+                     [part](const auto& event) { return event.text.find(part) != std::string::npos; });
+}
+
+/// A packet of several pages goes to the guest of a port without an engine.
+void passes_a_packet(EthVhost& port, Front& front) {
+  const uint16_t before = front.used();
+  virtio::Burst burst = virtio::Burst::allocate(*port::common_arena(), 1, 9000);
+  burst.lengths[0] = 9000;
+  burst.headers[0] = {};
+  std::memset(burst.row(0), 0, 9000);
+  REQUIRE(testing::eventually([&] { return port.tx_burst(0, port::PacketView::of(burst)) == 1; }));
+  CHECK(front.used() == static_cast<uint16_t>(before + 3));
+}
+
 template <typename Ending>
 void with_copies_in_flight(Ending&& ending) {
   for (auto publish : {port::Publish::cpu, port::Publish::dma}) {
@@ -218,4 +240,77 @@ TEST_CASE("port: an engine that hangs in its reset is revoked, and the CPU makes
     CHECK_FALSE(engines[0].active);
     CHECK(loaded.port.link_up());
   }
+}
+
+TEST_CASE("port: an engine whose copy never ends costs its own port the session, and nobody anything else") {
+  const auto path = [](const char* name) { return format("/tmp/vhost_ioat_test_%s.%d", name, ::getpid()); };
+  port::PortConfig config = Loaded::config(path("stuck"), port::Publish::cpu);
+  config.sw_mode = "threaded";
+  std::optional<EthVhost> port(config);
+  port->start();
+  config.iface = path("neighbour");
+  config.ioats.clear();
+  EthVhost neighbour(config);
+  neighbour.start();
+  Front front(path("stuck")), next_door(path("neighbour"));
+  REQUIRE(port->wait_link(true, testing::watchdog_end()));
+  REQUIRE(neighbour.wait_link(true, testing::watchdog_end()));
+
+  virtio::Burst burst = virtio::Burst::allocate(*port::common_arena(), 1, 9000);
+  burst.lengths[0] = 9000;
+  burst.headers[0] = {};
+  std::memset(burst.row(0), 0, 9000);
+  const auto row = reinterpret_cast<uintptr_t>(burst.row(0));
+  constexpr uintptr_t page = testing::BlockedPage::size;
+  testing::BlockedPage blocked(burst.row(0) + ((row + 64 + page - 1) / page * page - row));
+  REQUIRE(port->tx_burst(0, port::PacketView::of(burst)) == 1);
+  REQUIRE(testing::eventually([&] { return blocked.touched(); }));
+  SUBCASE("when the ladder has come to its end") {
+    REQUIRE(testing::eventually([&] { return has_event(*port, "could not be stopped"); }));
+    REQUIRE(port->wait_link(false, testing::watchdog_end()));
+    passes_a_packet(neighbour, next_door);
+    Front again(path("stuck"));  // the next front end is served, by the CPU
+    REQUIRE(port->wait_link(true, testing::watchdog_end()));
+    passes_a_packet(*port, again);
+    port->close();
+  }
+  SUBCASE("when it is closed") {
+    port->close();
+    CHECK(port->info().engines.empty());
+  }
+  passes_a_packet(neighbour, next_door);
+  port.reset();
+  blocked.release();  // only now
+}
+
+TEST_CASE("port: close() does not wait for the thread of an engine that was given up") {
+  port::PortConfig config = Loaded::config(format("/tmp/vhost_ioat_test_port.%d", ::getpid()), port::Publish::cpu);
+  config.sw_mode = "threaded";
+  const auto called = std::make_shared<Latch>(), let_go = std::make_shared<Latch>();
+  std::optional<EthVhost> port(config);
+  {
+    const auto model = port->engine_model(0);
+    model->on_interrupt([called, let_go] {
+      called->open();
+      let_go->wait();
+    });
+    model->inject(dma::IoatModel::Fault::reset_hang);
+    model->inject(dma::IoatModel::Fault::error, 0, 8);
+    model->write16(dma::spec::CHANCTRL, dma::spec::chanctrl::error_completion | dma::spec::chanctrl::any_error_abort |
+                                            dma::spec::chanctrl::error_interrupt);
+  }
+  port->start();
+  Front front(config.iface);
+  REQUIRE(port->wait_link(true, testing::watchdog_end()));
+  virtio::Burst burst = virtio::Burst::allocate(*port::common_arena(), 1, packet_len);
+  burst.lengths[0] = packet_len;
+  burst.headers[0] = {};
+  std::memset(burst.row(0), 0, packet_len);
+  REQUIRE(port->tx_burst(0, port::PacketView::of(burst)) == 1);
+  called->wait();  // the worker stands, without a copy at work
+  REQUIRE(testing::eventually([&] { return has_event(*port, "is given up"); }));
+  CHECK(front.has(0));  // the CPU made the copy
+  port->close();
+  port.reset();
+  let_go->open();
 }

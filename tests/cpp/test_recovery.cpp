@@ -1,52 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <chrono>
-#include <deque>
 
 #include "doctest/doctest.h"
 #include "port/owner.hpp"
 #include "port/recovery.hpp"
+#include "scripted_engine.hpp"
 
 using namespace vhost_ioat;
 using namespace std::chrono_literals;
 using port::Recovery;
 using Outcome = Recovery::Outcome;
 using dma::Step;
+using testing::ScriptedEngine;
 
 namespace {
-
-/// An engine that answers each step as it is told, and pending when it is told nothing.
-class ScriptedEngine final : public dma::DmaEngine {
- public:
-  std::deque<Step> quiesce_answers, reset_answers, revoke_answers;
-  bool sick = true;
-
-  const dma::Capabilities& capabilities() const override { return capabilities_; }
-  dma::EngineStats stats() const override { return {}; }
-  void map(void*, size_t) override {}
-  void unmap(void*) override {}
-  dma::Refusal enqueue(std::span<const dma::Copy>, uint32_t) noexcept override { return dma::Refusal::disabled; }
-  void submit() noexcept override {}
-  size_t poll(std::span<dma::Completion>) noexcept override { return 0; }
-  uint32_t outstanding() const noexcept override { return 1; }
-  bool failed() const noexcept override { return sick; }
-  std::string why() const override { return "told to"; }
-  Step quiesce() noexcept override { return next(quiesce_answers); }
-  Step reset() noexcept override {
-    const Step step = next(reset_answers);
-    if (step == Step::done) sick = false;
-    return step;
-  }
-  Step revoke() noexcept override { return next(revoke_answers); }
-
- private:
-  static Step next(std::deque<Step>& answers) {
-    if (answers.empty()) return Step::pending;
-    const Step step = answers.front();
-    answers.pop_front();
-    return step;
-  }
-  dma::Capabilities capabilities_;
-};
 
 constexpr Recovery::Time t0{std::chrono::hours(1)};
 
