@@ -67,9 +67,14 @@ IoatModel::~IoatModel() {
     const std::lock_guard lock(mutex_);
     stop_ = true;
   }
+  retire();
+  worker_.join();
+}
+
+void IoatModel::retire() noexcept {
+  stop_ = true;
   pause_.notify_all();
   wake();
-  worker_.join();
 }
 
 void IoatModel::set_defaults() {

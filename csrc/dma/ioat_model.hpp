@@ -86,6 +86,8 @@ class IoatModel : public Mmio {
   /// What a function-level reset does: everything but the IOVA map and the faults as at the start.
   void function_reset() noexcept;
   Counters counters() const;
+  /// Its thread ends as soon as it comes to it; nothing runs after that. Neither waits nor takes a lock.
+  void retire() noexcept;
 
  private:
   struct ArmedFault {

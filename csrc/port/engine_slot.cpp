@@ -50,6 +50,9 @@ void EngineSlot::end() noexcept {
 void EngineSlot::leak() noexcept {
   static auto* leaked = new std::shared_ptr<Work>;  // on purpose never freed
   for (auto& mapping : work_->guest) mapping->leak();
+  work_->guest.clear();
+  work_->guest_asked.clear();  // a weak pointer, too, keeps the lane of a mapping
+  if (model_) model_->retire();
   work_->next_leaked = std::exchange(*leaked, work_);
 }
 

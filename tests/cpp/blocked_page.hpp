@@ -19,7 +19,7 @@ class BlockedPage {
   explicit BlockedPage(uint8_t* page) : page_(page) {
     present_ = this;
     ::sem_init(&released_, 0, 0);
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_sigaction = [](int, siginfo_t* info, void*) { present_->on_fault(info->si_addr); };
     action.sa_flags = SA_SIGINFO;
     ::sigaction(SIGSEGV, &action, &before_);
@@ -55,7 +55,7 @@ class BlockedPage {
   uint8_t* page_;
   std::atomic<bool> touched_{false};
   sem_t released_;
-  struct sigaction before_ {};
+  struct sigaction before_{};
 };
 
 }  // namespace vhost_ioat::testing

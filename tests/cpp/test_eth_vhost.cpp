@@ -16,6 +16,7 @@
 #include "blocked_page.hpp"
 #include "doctest/doctest.h"
 #include "memory/guest_mapping.hpp"
+#include "open_fds.hpp"
 #include "port/arenas.hpp"
 #include "port/eth_vhost.hpp"
 #include "vhost_user/frontend.hpp"
@@ -246,15 +247,15 @@ TEST_CASE("port: an engine whose copy never ends costs its own port the session,
   const auto path = [](const char* name) { return format("/tmp/vhost_ioat_test_%s.%d", name, ::getpid()); };
   port::PortConfig config = Loaded::config(path("stuck"), port::Publish::cpu);
   config.sw_mode = "threaded";
-  std::optional<EthVhost> port(config);
+  std::optional<EthVhost> port(config), neighbour;
   port->start();
   config.iface = path("neighbour");
   config.ioats.clear();
-  EthVhost neighbour(config);
-  neighbour.start();
+  neighbour.emplace(config);
+  neighbour->start();
   Front front(path("stuck")), next_door(path("neighbour"));
   REQUIRE(port->wait_link(true, testing::watchdog_end()));
-  REQUIRE(neighbour.wait_link(true, testing::watchdog_end()));
+  REQUIRE(neighbour->wait_link(true, testing::watchdog_end()));
 
   virtio::Burst burst = virtio::Burst::allocate(*port::common_arena(), 1, 9000);
   burst.lengths[0] = 9000;
@@ -268,7 +269,7 @@ TEST_CASE("port: an engine whose copy never ends costs its own port the session,
   SUBCASE("when the ladder has come to its end") {
     REQUIRE(testing::eventually([&] { return has_event(*port, "could not be stopped"); }));
     REQUIRE(port->wait_link(false, testing::watchdog_end()));
-    passes_a_packet(neighbour, next_door);
+    passes_a_packet(*neighbour, next_door);
     Front again(path("stuck"));  // the next front end is served, by the CPU
     REQUIRE(port->wait_link(true, testing::watchdog_end()));
     passes_a_packet(*port, again);
@@ -278,9 +279,11 @@ TEST_CASE("port: an engine whose copy never ends costs its own port the session,
     port->close();
     CHECK(port->info().engines.empty());
   }
-  passes_a_packet(neighbour, next_door);
+  passes_a_packet(*neighbour, next_door);
   port.reset();
+  neighbour.reset();
   blocked.release();  // only now
+  CHECK(testing::eventually([] { return testing::threads() == testing::threads_at_start; }));
 }
 
 TEST_CASE("port: close() does not wait for the thread of an engine that was given up") {
@@ -313,4 +316,5 @@ TEST_CASE("port: close() does not wait for the thread of an engine that was give
   port->close();
   port.reset();
   let_go->open();
+  CHECK(testing::eventually([] { return testing::threads() == testing::threads_at_start; }));
 }

@@ -659,9 +659,9 @@ TEST_CASE("a machine may vanish while its card copies and interrupts: its memory
     descriptor.dst = 0x160000;
     descriptor.next = 0x100000;  // itself, as often as the doorbell says
     std::memcpy(ram.data, &descriptor, sizeof descriptor);
-    monitor.set_bus_master(true);
     while (monitor.model.read8(spec::CHANCMD) != 0) {  // as a driver does: the reset waits for the copy that ran
     }
+    monitor.set_bus_master(true);
     monitor.write<uint64_t>(0, spec::CHAINADDR, 0x100000);
     monitor.write<uint16_t>(0, spec::DMACOUNT, 50'000);
     while (eventfd_clear(eventfd.get()) == 0) {
