@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable, Iterator, Sequence
 
 from watchdog import until
 
-__all__ = ["at_guest", "at_port", "exchange", "numbered", "packets_of", "send_all", "until"]
+__all__ = ["at_guest", "at_port", "exchange", "numbered", "packets_of", "readable", "send_all", "until"]
+
+
+def readable(port, timeout: float = 0.0) -> bool:
+    """Is rx queue 0 said to have packets, or does it come to be said within `timeout`?"""
+    return bool(select.select([port.rx_fileno(0)], [], [], timeout)[0])
 
 
 def packets_of(burst) -> list[bytes]:

@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 import asyncio
-import select
 
 import pytest
 
-from traffic import at_port, packets_of
+from traffic import at_port, packets_of, readable
 from vhost_ioat import EthVhost
 from vhost_ioat.guest import Guest
 from watchdog import WATCHDOG
-
-
-def readable(port, timeout=0.0):
-    return bool(select.select([port.rx_fileno(0)], [], [], timeout)[0])
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
