@@ -40,12 +40,9 @@ struct Reply {
 
 template <typename... Parts>
 std::vector<std::byte> bytes(const Parts&... parts) {
-  std::vector<std::byte> out;
-  const auto add = [&out](const auto& part) {
-    const auto* start = reinterpret_cast<const std::byte*>(&part);
-    out.insert(out.end(), start, start + sizeof part);
-  };
-  (add(parts), ...);
+  std::vector<std::byte> out((sizeof parts + ... + 0));
+  size_t at = 0;
+  ((std::memcpy(out.data() + at, &parts, sizeof parts), at += sizeof parts), ...);
   return out;
 }
 
