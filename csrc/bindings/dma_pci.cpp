@@ -42,6 +42,7 @@ void register_dma_pci(py::module_& m) {
             return server.serve(std::chrono::ceil<std::chrono::milliseconds>(timeout));
           },
           py::arg("timeout"), py::call_guard<Unlocked>())
+      .def_property_readonly("has_room", [](VfioUserServer& server) { return server.has_room(); })
       .def_property_readonly("makes_way", [](const VfioUserServer& server) { return server.makes_way(); })
       .def_property_readonly("why", &VfioUserServer::why)
       .def_property_readonly("maps", &VfioUserServer::maps);

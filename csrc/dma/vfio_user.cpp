@@ -9,6 +9,7 @@
 #include <cstring>
 #include <string_view>
 
+#include "base/budget.hpp"
 #include "base/error.hpp"
 #include "base/peer_fd.hpp"
 
@@ -78,9 +79,15 @@ void VfioUserServer::Interrupt::raise() {
   peer.signal();
 }
 
+bool VfioUserServer::has_room() {
+  std::erase_if(lanes_, [](const auto& lane) { return lane->pending() == 0; });
+  return lanes_.size() < budget::former_sessions;
+}
+
 void VfioUserServer::attach(UniqueFd connection, HalfOpen::Time now) {
   detach();
-  socket_.emplace(std::move(connection));
+  lanes_.push_back(HelperLane::create(budget::fds_of_card));
+  socket_.emplace(std::move(connection), lanes_.back());
   half_open_.connected(now);
 }
 
@@ -107,9 +114,10 @@ bool VfioUserServer::serve(std::chrono::milliseconds timeout) {
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
       if (left.count() <= 0) return true;
       if (answered == Socket::Answer::message) continue;
-      pollfd readable{socket_->fd(), POLLIN, 0};
+      const bool pause = answered == Socket::Answer::pause;
+      pollfd readable{socket_->fd(), static_cast<short>(pause ? 0 : POLLIN), 0};
       // A signal ends the turn, so that the caller can look at it.
-      if (::poll(&readable, 1, static_cast<int>(left.count())) < 0) return true;
+      if (::poll(&readable, 1, pause ? 1 : static_cast<int>(left.count())) < 0) return true;
     }
   } catch (const std::exception& error) {
     why_ = error.what();

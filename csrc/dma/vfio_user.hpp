@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/half_open.hpp"
+#include "base/helper.hpp"
 #include "base/peer_fd.hpp"
 #include "base/unique_fd.hpp"
 #include "dma/ioat_model.hpp"
@@ -34,6 +35,9 @@ class VfioUserServer {
   VfioUserServer(const VfioUserServer&) = delete;
   VfioUserServer& operator=(const VfioUserServer&) = delete;
 
+  /// May another connection come? Not while too much of what former ones sent is still to be closed, which they can
+  /// make take long.
+  bool has_room();
   /// Serves this connection from now on, and no other.
   void attach(UniqueFd connection, HalfOpen::Time now = HalfOpen::Clock::now());
   /// Has the machine that is served been silent (it has not sent VERSION) for so long that it makes way for another?
@@ -70,6 +74,7 @@ class VfioUserServer {
   IoatModel& model_;
   const std::shared_ptr<void> seat_;
   std::shared_ptr<Interrupt> interrupt_ = std::make_shared<Interrupt>();
+  std::vector<std::shared_ptr<HelperLane>> lanes_;  // of former connections, and of the present one
   std::optional<vfio_user::Socket> socket_;
   HalfOpen half_open_;
   std::string why_;

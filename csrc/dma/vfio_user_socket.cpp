@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -13,24 +14,24 @@
 namespace vhost_ioat::dma::vfio_user {
 namespace {
 
-constexpr int kReplyTimeoutMs = 1000;
+constexpr auto reply_time = std::chrono::seconds(1);
+
+}  // namespace
 
 /// Takes every fd out of the control data, so that none leaks whatever happens next.
-void collect_fds(msghdr& message, std::vector<UniqueFd>& fds) {
+void Socket::collect_fds(msghdr& message) {
   for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
     const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (size_t i = 0; i < count; ++i) {
       int fd;
       std::memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
-      fds.emplace_back(fd);
+      incoming_.fds.push_back(lane_->adopt(fd));  // there is room, see receive()
     }
   }
 }
 
-}  // namespace
-
-Socket::Socket(UniqueFd fd) : fd_(std::move(fd)) {
+Socket::Socket(UniqueFd fd, std::shared_ptr<HelperLane> lane) : fd_(std::move(fd)), lane_(std::move(lane)) {
   const int flags = ::fcntl(fd_.get(), F_GETFL);
   if (flags < 0 || ::fcntl(fd_.get(), F_SETFL, flags | O_NONBLOCK) < 0) {
     throw std::system_error(errno, std::generic_category(), "cannot make the socket non-blocking");
@@ -56,7 +57,7 @@ bool Socket::fill(std::span<std::byte> part, size_t before) {
       closed_ = true;
       return false;
     }
-    collect_fds(message, incoming_.fds);
+    collect_fds(message);
     if ((message.msg_flags & MSG_CTRUNC) != 0 || incoming_.fds.size() > max_fds) {
       throw Error(format("a message came with more than %zu fds", max_fds));
     }
@@ -66,6 +67,8 @@ bool Socket::fill(std::span<std::byte> part, size_t before) {
 }
 
 Socket::Answer Socket::receive(Message& message) {
+  // A call of recvmsg() brings max_fds at most, and a message whose parts bring more ends the connection.
+  if (!lane_->has_room_for_fds(2 * max_fds)) return Answer::pause;
   std::byte head[sizeof(Header)];
   std::memcpy(head, &incoming_.header, sizeof head);
   const bool whole_head = have_ >= sizeof head || fill(head, 0);
@@ -88,13 +91,17 @@ void Socket::send(const Header& header, std::span<const std::byte> payload) {
   const auto* head = reinterpret_cast<const std::byte*>(&header);
   std::vector<std::byte> bytes(head, head + sizeof header);
   bytes.insert(bytes.end(), payload.begin(), payload.end());
+  const auto end = std::chrono::steady_clock::now() + reply_time;
   for (size_t sent = 0; sent < bytes.size();) {
     const ssize_t put = ::send(fd_.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
     if (put >= 0) {
       sent += static_cast<size_t>(put);
     } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
       pollfd room{fd_.get(), POLLOUT, 0};
-      if (::poll(&room, 1, kReplyTimeoutMs) == 0) throw Error("the peer does not read its replies");
+      if (left.count() <= 0 || ::poll(&room, 1, static_cast<int>(left.count())) == 0) {
+        throw Error("the peer does not read its replies");
+      }
     } else if (errno != EINTR) {
       throw std::system_error(errno, std::generic_category(), "the peer went away");
     }

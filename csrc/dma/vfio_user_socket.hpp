@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <sys/socket.h>
+
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <vector>
 
+#include "base/helper.hpp"
 #include "base/unique_fd.hpp"
 #include "dma/vfio_user_wire.hpp"
 
@@ -22,19 +26,27 @@ class Socket {
   static constexpr size_t max_message = 64 << 10;
   static constexpr size_t max_fds = 8;
 
-  explicit Socket(UniqueFd fd);
+  /// What the peer sends is closed by `lane`.
+  Socket(UniqueFd fd, std::shared_ptr<HelperLane> lane);
   int fd() const { return fd_.get(); }
 
-  enum class Answer { message, nothing_yet, closed };
+  enum class Answer {
+    message,
+    nothing_yet,
+    closed,
+    pause,  // too much of what it sent is still to be closed
+  };
   /// Takes a whole message if there is one. Throws Error when the peer breaks the framing.
   Answer receive(Message& message);
-  /// Throws Error when the peer does not read its replies, std::system_error when it is gone.
+  /// Waits a second at most. Throws Error when the peer does not read its replies, std::system_error when it is gone.
   void send(const Header& header, std::span<const std::byte> payload);
 
  private:
   bool fill(std::span<std::byte> part, size_t before);
+  void collect_fds(msghdr& message);
 
   UniqueFd fd_;
+  std::shared_ptr<HelperLane> lane_;
   Message incoming_;
   size_t have_ = 0;  // bytes of header and payload
   bool closed_ = false;

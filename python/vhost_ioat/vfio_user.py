@@ -8,6 +8,7 @@ import errno
 import logging
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -87,15 +88,30 @@ def serve(path: str, model: IoatModel | None = None, *, watch: Callable[[int], o
         model = IoatModel(mode="threaded")
     server = VfioUserServer(model)
     connected = False
+    told: str | None = None  # the trouble told last
     with _listener(path) as listening:
         while not (watch and watch(server.maps)):
-            if connected and not (server.makes_way and _somebody_waits(listening)):
+            if connected and not (server.makes_way and server.has_room and _somebody_waits(listening)):
                 connected = server.serve(TURN)
                 if not connected:
                     logger.info("%s: the card is free again: %s", path, server.why)
                 continue
-            with contextlib.suppress(TimeoutError):
-                connection, _ = listening.accept()
-                server.attach(connection.detach())
-                connected = True
+            trouble = None
+            try:
+                if server.has_room:
+                    connection, _ = listening.accept()
+                    server.attach(connection.detach())
+                    connected = True
+                else:
+                    trouble = "what former ones sent is not closed yet"
+            except TimeoutError:
+                continue
+            except OSError as error:  # out of file descriptors, or of threads
+                trouble = str(error)
+            if connected:
                 logger.info("%s: a virtual machine has the card", path)
+            if trouble and trouble != told:
+                logger.warning("%s: no virtual machine can be served for now: %s", path, trouble)
+            if trouble:
+                time.sleep(TURN)
+            told = trouble

@@ -108,6 +108,8 @@ TEST_CASE("calibration: an engine that hangs is revoked, and one that cannot eve
     const Calibration found = bench.calibrate();
     let_go.open();
     device.join();
+    static const auto* const lost = new std::shared_ptr(bench.arena);  // it is on purpose never freed: not a leak
+    CHECK(*lost == bench.arena);
     CHECK(found.stopped == Recovery::Outcome::lost);
     CHECK(found.threshold == Calibration::never);
     CHECK(bench.arena->bytes_in_use() == 2 * 256 << 10);

@@ -71,7 +71,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto command = input.take<uint8_t>();
     open = tell(how, command % 32 == 31 ? command : command % 16, input.take_bytes(input.take<uint8_t>()));
     model.step(how >> 4);
-    if (server.maps() > dma::VfioUserServer::max_maps) __builtin_trap();
+    if (server.maps() > dma::IovaMap::max_pieces) __builtin_trap();
   }
   return 0;
 }

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import os
+import resource
 import signal
 import socket
 import struct
@@ -14,9 +18,11 @@ from pathlib import Path
 import pytest
 
 from interop.console import Console
+from lingering import close_after, lingering
 from vhost_ioat import ConfigError, DmaError, EthVhost, dma
 from vhost_ioat.cli import ioat_device
 from watchdog import WATCHDOG
+from watchdog import until as until_true
 
 
 def until(condition: Callable[[], bool]) -> Callable[[int], bool]:
@@ -71,6 +77,51 @@ def test_a_machine_that_says_nothing_makes_way_for_the_next(socket_path: str, sa
         silent.sendall(said)
         with hello(socket_path):
             assert silent.recv(1) == b""
+    done.set()
+    thread.join(WATCHDOG)
+    assert not thread.is_alive()
+
+
+def test_an_fd_whose_close_waits_keeps_no_other_machine_out(socket_path: str) -> None:
+    done = threading.Event()
+    server = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": lambda _: done.is_set()})
+    server.start()
+    until_true(lambda: Path(socket_path).exists())
+    dma_map = struct.pack("<HHIIIIIQQQ", 2, 2, 48, 0, 0, 32, 3, 0, 0x10000, 4096)
+    closing = []
+    with lingering() as make:
+        for _ in range(5):
+            with hello(socket_path) as machine:
+                held = make()
+                send = functools.partial(socket.send_fds, machine, [dma_map], [held.fileno()])
+                closing.append(close_after(send, held))
+                machine.recv(16)  # refused, or dropped
+        hello(socket_path).close()
+        done.set()
+        server.join(WATCHDOG)
+        assert not server.is_alive()
+    for thread in closing:
+        thread.join(WATCHDOG)
+
+
+def test_a_shortage_ends_nothing(socket_path: str, caplog: pytest.LogCaptureFixture) -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": lambda _: done.is_set()})
+    thread.start()
+    until_true(lambda: Path(socket_path).exists())
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as waits:
+        waits.settimeout(WATCHDOG)
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+        try:
+            until_true(lambda: waits.connect_ex(socket_path) in (0, errno.EISCONN))
+            until_true(lambda: "for now: [Errno 24]" in caplog.text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        waits.sendall(struct.pack("<HHIIIHH", 1, 1, 20, 0, 0, 0, 1))
+        assert len(waits.recv(20)) == 20
     done.set()
     thread.join(WATCHDOG)
     assert not thread.is_alive()
