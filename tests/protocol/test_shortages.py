@@ -55,6 +55,8 @@ NOFILE, AS = resource.RLIMIT_NOFILE, resource.RLIMIT_AS
 usual = {NOFILE: resource.getrlimit(NOFILE)[0], AS: resource.getrlimit(AS)[0]}
 with vhost_ioat.EthVhost(sys.argv[2], queues=int(sys.argv[3]), mempool=1 << 24) as port:
     port.events()
+    # Not when a command comes: what the front end before it had may be on its way out.
+    at_rest = max(map(int, os.listdir("/proc/self/fd"))) if os.listdir("/proc") else 0
     # What reading commands and writing answers takes is taken beforehand.
     print("ready", flush=True)
     for line in iter(sys.stdin.readline, ""):
@@ -63,7 +65,7 @@ with vhost_ioat.EthVhost(sys.argv[2], queues=int(sys.argv[3]), mempool=1 << 24) 
             for queue in range(port.devargs.queues):
                 port.tx_burst(queue, port.rx_burst(queue))
         elif words[0] == "fds":
-            limit(NOFILE, max(map(int, os.listdir("/proc/self/fd"))) + int(words[1]))
+            limit(NOFILE, at_rest + int(words[1]))
         elif words[0] == "memory":
             limit(AS, size() + int(words[1]))
         elif words[0] == "lift":
