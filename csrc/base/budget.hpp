@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -20,7 +22,12 @@ constexpr uint32_t pieces_of_control_buffer = 16;  // guest memory a command, or
 // --- A session
 constexpr size_t fds_kept = 2048;  // received and not closed yet; a full set of rings holds 3 * 257
 constexpr size_t fds_a_message = 8;
-constexpr size_t fds_of_card = 64;  // as fds_kept, of a machine that has the virtual card; above it nothing is read
+/// Bytes of guest memory that may be mapped, unless a port says otherwise.
+inline uint64_t physical_memory() {
+  return static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+constexpr size_t files_of_card = 1024;  // guest memory may lie in, each of which is mapped once and whole
+constexpr size_t fds_of_card = 1024;    // as fds_kept, of a machine that has the virtual card; above it nothing is read
 /// Jobs (unmapping, closing) of a session that wait for the helper; above it no message is read.
 constexpr size_t helper_jobs = 64;
 /// Former sessions of a port whose fds or mappings are still being let go of; above it no front end is accepted.

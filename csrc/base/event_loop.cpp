@@ -22,6 +22,7 @@
 #include "base/fork_generation.hpp"
 #include "base/latch.hpp"
 #include "base/signals.hpp"
+#include "base/thread_start.hpp"
 #include "base/unique_fd.hpp"
 
 namespace vhost_ioat {
@@ -135,7 +136,10 @@ Loop::Loop() {
   control(EPOLL_CTL_ADD, wake_.get(), EPOLLIN, 0);
   control(EPOLL_CTL_ADD, timer_.get(), EPOLLIN, 0);
   const BlockSignals blocked;  // inherited by the thread
-  thread_ = std::thread([this] { thread_main(); });
+  thread_ = std::thread([this, reserve = ThrowReserve()]() mutable {
+    reserve.ready();
+    thread_main();
+  });
   thread_id_ = thread_.get_id();
 }
 

@@ -2,6 +2,8 @@
 #include "base/helper.hpp"
 
 #include <pthread.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 
 #include <chrono>
 #include <condition_variable>
@@ -11,6 +13,7 @@
 
 #include "base/fork_generation.hpp"
 #include "base/signals.hpp"
+#include "base/thread_start.hpp"
 
 namespace vhost_ioat {
 
@@ -58,7 +61,10 @@ class HelperThreads {
 
   void start(std::unique_lock<std::mutex>&) {
     const BlockSignals blocked;  // inherited by the thread
-    std::thread([this] { serve(); }).detach();
+    std::thread([this, reserve = ThrowReserve()]() mutable {
+      reserve.ready();
+      serve();
+    }).detach();
     ++threads_;
     ++waiting_;
   }
@@ -157,6 +163,14 @@ UniqueFd HelperLane::adopt(int fd) noexcept {
   const std::lock_guard lock(mutex_);
   ++fds_;
   return UniqueFd(fd, shared_from_this());
+}
+
+void HelperLane::end_connection(UniqueFd socket) noexcept {
+  if (!socket || born_ != fork_generation()) return;  // a child closes its copy, and ends nothing
+  ::shutdown(socket.get(), SHUT_RDWR);                // from now on nothing comes
+  int unread = 0;
+  if (::ioctl(socket.get(), FIONREAD, &unread) == 0 && unread == 0) return;
+  socket = adopt(socket.release());
 }
 
 /// One job, or the closing of one fd. Returns the lane when that was the last.

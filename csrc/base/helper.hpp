@@ -51,6 +51,9 @@ class HelperLane final : public FdCloser, public std::enable_shared_from_this<He
   /// The fd will be closed by this lane. There must be room.
   UniqueFd adopt(int fd) noexcept;
   void close_later(int fd) noexcept override;
+  /// Ends a connection. In what nobody has read of it fds may wait, and end with it: then it is closed by this lane.
+  /// There must be room.
+  void end_connection(UniqueFd socket) noexcept;
 
  private:
   friend class HelperThreads;

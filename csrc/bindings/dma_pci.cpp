@@ -45,7 +45,10 @@ void register_dma_pci(py::module_& m) {
       .def_property_readonly("has_room", [](VfioUserServer& server) { return server.has_room(); })
       .def_property_readonly("makes_way", [](const VfioUserServer& server) { return server.makes_way(); })
       .def_property_readonly("why", &VfioUserServer::why)
-      .def_property_readonly("maps", &VfioUserServer::maps);
+      .def_property_readonly("maps", [](const VfioUserServer& server) {
+        const Unlocked unlocked;  // a descriptor may be at work
+        return server.maps();
+      });
 }
 
 }  // namespace vhost_ioat::bindings

@@ -37,25 +37,48 @@ uint32_t checked_queue(const Guest& guest, long long queue) {
   return static_cast<uint32_t>(queue);
 }
 
+/// A wait of this thread for a back end, without the GIL. The front end keeps its Patience, whose tick comes here, for
+/// as long as it lives, and is waited with in more calls than the one that made it.
+class Waiting {
+ public:
+  Waiting() { present_ = this; }
+  Waiting(const Waiting&) = delete;
+  Waiting& operator=(const Waiting&) = delete;
+  ~Waiting() { present_ = nullptr; }
+
+  /// Throws when Ctrl-C came.
+  static void tick() {
+    if (!present_) return;
+    const Locked locked(present_->unlocked_);
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+
+ private:
+  static thread_local Waiting* present_;
+  Unlocked unlocked_;
+};
+thread_local Waiting* Waiting::present_ = nullptr;
+
 void close(const py::object& self) {
-  if (!left_to_parent(self)) in_turn (&Guest::close)(self.cast<Guest&>());
+  if (left_to_parent(self)) return;
+  auto& guest = self.cast<Guest&>();
+  const Turn turn(guest);
+  const Unlocked unlocked;  // what the back end has sent may take its time to close
+  guest.close();
 }
 
 void disconnect(Guest& guest) {
   const Turn turn(guest);
-  const Unlocked unlocked;
+  const Waiting waiting;
   guest.disconnect();
 }
 
 void connect(Guest& guest, const Seconds& timeout) {
   vhost_user::Patience patience;
   patience.timeout = std::chrono::ceil<std::chrono::milliseconds>(std::chrono::duration<double>(timeout.or_longest()));
+  patience.tick = Waiting::tick;
   const Turn turn(guest);
-  Unlocked unlocked;
-  patience.tick = [&unlocked] {
-    const Locked locked(unlocked);
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  };
+  const Waiting waiting;
   guest.connect(patience);
 }
 

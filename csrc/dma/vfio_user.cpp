@@ -210,12 +210,18 @@ std::shared_ptr<memory::GuestMapping> VfioUserServer::file_of(int fd) {
   require(::fstat(fd, &file) == 0 && file.st_size > 0, EBADF);
   const std::pair<uint64_t, uint64_t> key{file.st_dev, file.st_ino};
   const auto size = static_cast<uint64_t>(file.st_size);
-  auto mapping = files_[key].lock();
-  if (!mapping || mapping->size() < size) {
-    mapping = memory::GuestMapping::from_fd(fd, 0, size);
-    std::erase_if(files_, [](const auto& entry) { return entry.second.expired(); });
-    files_[key] = mapping;
-  }
+  const auto known = files_.find(key);
+  if (auto mapping = known == files_.end() ? nullptr : known->second.lock(); mapping && mapping->size() >= size)
+    return mapping;
+  std::erase_if(files_, [](const auto& entry) { return entry.second.expired(); });
+  uint64_t bytes = 0;
+  for (const auto& [other, mapped] : files_)
+    if (const auto mapping = mapped.lock()) bytes += mapping->size();
+  require(files_.size() < budget::files_of_card && size <= budget::physical_memory() &&
+              bytes <= budget::physical_memory() - size,
+          ENOSPC);
+  const auto mapping = memory::GuestMapping::from_fd(fd, 0, size);
+  files_[key] = mapping;
   return mapping;
 }
 

@@ -15,6 +15,9 @@ namespace vhost_ioat::dma::vfio_user {
 namespace {
 
 constexpr auto reply_time = std::chrono::seconds(1);
+/// As many fds as the kernel lets through in one message (SCM_MAX_FD), more than we take: what does not fit it closes
+/// itself, in the middle of our call, and that may wait.
+constexpr size_t scm_max_fds = 253;
 
 }  // namespace
 
@@ -38,12 +41,14 @@ Socket::Socket(UniqueFd fd, std::shared_ptr<HelperLane> lane) : fd_(std::move(fd
   }
 }
 
+Socket::~Socket() { lane_->end_connection(std::move(fd_)); }
+
 /// Reads until `part`, which lies `before` bytes into the message, is full; never beyond it, since the kernel hands fds
 /// over with the first byte they were sent with, and that must be a byte of their own message.
 bool Socket::fill(std::span<std::byte> part, size_t before) {
   while (have_ < before + part.size()) {
     const std::span<std::byte> rest = part.subspan(have_ - before);
-    alignas(cmsghdr) char control[CMSG_SPACE(max_fds * sizeof(int))];
+    alignas(cmsghdr) char control[CMSG_SPACE(scm_max_fds * sizeof(int))];
     iovec data{rest.data(), rest.size()};
     msghdr message{};
     message.msg_iov = &data;
@@ -67,8 +72,7 @@ bool Socket::fill(std::span<std::byte> part, size_t before) {
 }
 
 Socket::Answer Socket::receive(Message& message) {
-  // A call of recvmsg() brings max_fds at most, and a message whose parts bring more ends the connection.
-  if (!lane_->has_room_for_fds(2 * max_fds)) return Answer::pause;
+  if (!lane_->has_room_for_fds(2 * scm_max_fds + 1)) return Answer::pause;
   std::byte head[sizeof(Header)];
   std::memcpy(head, &incoming_.header, sizeof head);
   const bool whole_head = have_ >= sizeof head || fill(head, 0);

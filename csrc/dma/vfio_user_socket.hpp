@@ -26,8 +26,11 @@ class Socket {
   static constexpr size_t max_message = 64 << 10;
   static constexpr size_t max_fds = 8;
 
-  /// What the peer sends is closed by `lane`.
+  /// The socket, in which fds may wait unread, and what the peer sends are closed by `lane`.
   Socket(UniqueFd fd, std::shared_ptr<HelperLane> lane);
+  Socket(const Socket&) = delete;
+  Socket& operator=(const Socket&) = delete;
+  ~Socket();
   int fd() const { return fd_.get(); }
 
   enum class Answer {

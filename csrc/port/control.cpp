@@ -9,6 +9,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/budget.hpp"
 #include "base/error.hpp"
 #include "memory/guest_mapping.hpp"
 #include "memory/sigbus.hpp"
@@ -19,12 +20,6 @@ namespace vhost_ioat::port {
 using vhost_user::RingSet;
 using vhost_user::SessionState;
 using vhost_user::Vring;
-
-namespace {
-uint64_t physical_memory() {
-  return static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-}
-}  // namespace
 
 // Ring 2N is tx queue N of the port (the guest receives), ring 2N + 1 is rx queue N. One of them, or the one after the
 // last, is the control queue's.
@@ -263,7 +258,7 @@ std::unique_ptr<vhost_user::BackendSession> EthVhost::make_session() {
   vhost_user::SessionConfig session;
   session.queue_pairs = config_.queues;
   session.features = config_.features;
-  session.max_guest_mem = config_.max_guest_mem != 0 ? config_.max_guest_mem : physical_memory();
+  session.max_guest_mem = config_.max_guest_mem != 0 ? config_.max_guest_mem : budget::physical_memory();
   {
     std::lock_guard lock(snapshot_mutex_);
     snapshot_.connected = true;

@@ -86,6 +86,13 @@ void EthVhost::stop() {
   stopped.wait();
   loop_->run([this] { endpoint_.reset(); });
   started_ = false;
+  wake_waiters();
+}
+
+/// Whoever waits for packets looks again, and finds out what has become of the port.
+void EthVhost::wake_waiters() noexcept {
+  for (auto& interrupt : interrupts_)
+    if (interrupt->wanted()) interrupt->wake();
 }
 
 void EthVhost::close() {
@@ -103,6 +110,7 @@ void EthVhost::close() {
   });
   done.wait();
   link_changed_.notify_all();
+  wake_waiters();
 }
 
 /// Takes every queue for good; what a caller is doing right now it finishes. Then the engines end, and close() returns

@@ -187,6 +187,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   void release_engine(uint32_t queue) noexcept;
 
   void check_usable() const;
+  void wake_waiters() noexcept;
   void close_step() noexcept;
   bool close_queues() noexcept;
   template <typename Queue>

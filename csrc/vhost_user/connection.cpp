@@ -14,9 +14,10 @@ namespace vhost_ioat::vhost_user {
 namespace {
 
 constexpr size_t header_size = sizeof(wire::Header);
-constexpr size_t control_size = CMSG_SPACE(max_message_fds * sizeof(int));
-static_assert(CMSG_SPACE((max_message_fds + 1) * sizeof(int)) > control_size,
-              "padding would let one fd too many through, unnoticed by MSG_CTRUNC");
+/// As many fds as the kernel lets through in one message (SCM_MAX_FD), more than we take: what does not fit it closes
+/// itself, in the middle of our call, and that may wait.
+constexpr size_t scm_max_fds = 253;
+constexpr size_t control_size = CMSG_SPACE(scm_max_fds * sizeof(int));
 
 }  // namespace
 
@@ -26,6 +27,10 @@ Connection::Connection(UniqueFd socket, std::shared_ptr<HelperLane> closer)
   if (flags < 0 || ::fcntl(socket_.get(), F_SETFL, flags | O_NONBLOCK) < 0) {
     throw std::system_error(errno, std::generic_category(), "cannot make a socket non-blocking");
   }
+}
+
+Connection::~Connection() {
+  if (closer_) closer_->end_connection(std::move(socket_));
 }
 
 void Connection::close(std::string why, bool broken) {
@@ -61,8 +66,8 @@ Connection::Received Connection::receive(Message& message) {
       return Received::message;
     }
     if (received_ == 0) {
-      if (closer_ && !closer_->has_room_for_fds(max_message_fds)) return Received::too_many_fds;
-      incoming_.fds.reserve(max_message_fds);  // here, since what the kernel hands out next must not be lost
+      if (closer_ && !closer_->has_room_for_fds(2 * scm_max_fds + 1)) return Received::too_many_fds;
+      incoming_.fds.reserve(2 * scm_max_fds);  // here, since what the kernel hands out next must not be lost
     }
     // One read never goes past this message, so that fds cannot be taken for those of another one.
     iovec piece;
@@ -86,7 +91,7 @@ Connection::Received Connection::receive(Message& message) {
     }
     const size_t fds_before = incoming_.fds.size();
     take_fds(header);
-    if (header.msg_flags & (MSG_CTRUNC | MSG_TRUNC)) {
+    if ((header.msg_flags & (MSG_CTRUNC | MSG_TRUNC)) || incoming_.fds.size() > max_message_fds) {
       close(format("a message came with more than %zu file descriptors, or this process can open no more",
                    max_message_fds),
             true);

@@ -20,9 +20,12 @@ class Connection {
  public:
   enum class Received { message, nothing, closed, too_many_fds };
 
-  /// Makes the socket non-blocking. `closer`: closes the fds that the peer sends, and says how many it may have;
-  /// without one they are closed here.
+  /// Makes the socket non-blocking. `closer`: closes the fds that the peer sends, and says how many it may have, and
+  /// the socket, in which some may wait unread; without one they are closed here.
   explicit Connection(UniqueFd socket, std::shared_ptr<HelperLane> closer = nullptr);
+  Connection(Connection&&) = default;
+  Connection& operator=(Connection&&) = default;  // of one without a closer
+  ~Connection();
 
   int fd() const { return socket_.get(); }
 

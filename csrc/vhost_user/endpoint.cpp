@@ -33,7 +33,9 @@ Endpoint::~Endpoint() = default;
 
 void Endpoint::start() {
   check_socket_path(config_.path);
-  if (!config_.client) listener_ = std::make_unique<SocketListener>(config_.path, config_.socket_mode);
+  if (!config_.client) {
+    listener_ = std::make_unique<SocketListener>(config_.path, config_.socket_mode, HelperLane::create(1));
+  }
   running_ = true;
   delay_ = budget::first_retry;
   last_error_ = 0;

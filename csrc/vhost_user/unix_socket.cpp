@@ -74,7 +74,8 @@ UniqueFd connect_socket(const std::string& path) {
   return fd;
 }
 
-SocketListener::SocketListener(const std::string& path, mode_t mode) : path_(path), process_(::getpid()) {
+SocketListener::SocketListener(const std::string& path, mode_t mode, std::shared_ptr<HelperLane> closer)
+    : path_(path), process_(::getpid()) {
   const sockaddr_un address = address_of(path);
   remove_stale(path);
   UniqueFd fd = make_socket();
@@ -94,7 +95,7 @@ SocketListener::SocketListener(const std::string& path, mode_t mode) : path_(pat
   }
   device_ = made.st_dev;
   inode_ = made.st_ino;
-  fd_ = std::move(fd);
+  fd_ = closer ? closer->adopt(fd.release()) : std::move(fd);
 }
 
 SocketListener::~SocketListener() {

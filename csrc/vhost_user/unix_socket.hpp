@@ -2,8 +2,10 @@
 #pragma once
 #include <sys/types.h>
 
+#include <memory>
 #include <string>
 
+#include "base/helper.hpp"
 #include "base/unique_fd.hpp"
 
 namespace vhost_ioat::vhost_user {
@@ -18,8 +20,9 @@ UniqueFd connect_socket(const std::string& path);
 /// and takes away at the end only what it made itself, and only in the process that made it.
 class SocketListener {
  public:
-  /// Throws ConfigError (path) or std::system_error (directory missing, address in use, permission).
-  SocketListener(const std::string& path, mode_t mode);
+  /// `closer` closes the socket, with which end those who still wait, and what they have sent. Throws ConfigError
+  /// (path) or std::system_error (directory missing, address in use, permission).
+  SocketListener(const std::string& path, mode_t mode, std::shared_ptr<HelperLane> closer = nullptr);
   SocketListener(const SocketListener&) = delete;
   SocketListener& operator=(const SocketListener&) = delete;
   ~SocketListener();

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import select
 import socket
 import time
@@ -26,7 +27,7 @@ TURN = 0.2  # seconds between two looks for Ctrl-C and two calls of `watch`
 def _listener(path: str) -> Iterator[socket.socket]:
     """A listening socket file that takes the place of one nobody serves any more, and is gone at the end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-        mine = None
+        mine, process = None, os.getpid()
         try:
             _bind(listening, path)
             mine = Path(path).stat().st_ino
@@ -36,8 +37,8 @@ def _listener(path: str) -> Iterator[socket.socket]:
             yield listening
         finally:
             with contextlib.suppress(FileNotFoundError):
-                # A signal may come at any place above: the socket knows whether it was bound.
-                if listening.getsockname() == path and mine in (None, Path(path).stat().st_ino):
+                # A signal may come at any place above: the socket knows whether it was bound. It is not a child's to remove.
+                if process == os.getpid() and listening.getsockname() == path and mine in (None, Path(path).stat().st_ino):
                     Path(path).unlink()
 
 
@@ -55,6 +56,7 @@ def _is_served(path: str) -> bool:
     if not Path(path).is_socket():
         return True  # a file of somebody's: not ours to take away
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # EAGAIN: it is served, with a full backlog
         return probe.connect_ex(path) != errno.ECONNREFUSED
 
 

@@ -351,6 +351,30 @@ TEST_CASE("memory that cannot be shared is known, and not reached") {
   CHECK(monitor.unmapped(0x10000, 4096) == 4096);
 }
 
+TEST_CASE("a machine may share as much memory as there is, in so many files, and no more") {
+  Monitor monitor;
+  const auto file_of = [](uint64_t size) {
+    UniqueFd fd(::memfd_create("large", MFD_CLOEXEC));
+    REQUIRE(::ftruncate(fd.get(), static_cast<off_t>(size)) == 0);
+    return fd;
+  };
+  const uint64_t half = budget::physical_memory() / 2 & ~uint64_t{4095};
+  const UniqueFd first = file_of(half), second = file_of(half + 8192), huge = file_of(uint64_t{1} << 46);
+  CHECK(monitor.map(0x10000, 4096, 0, {first.get()}) == 0);
+  CHECK(monitor.map(0x20000, 4096, 0, {second.get()}) == ENOSPC);
+  CHECK(monitor.map(0x20000, 4096, 0, {huge.get()}) == ENOSPC);
+  CHECK(monitor.unmap(0x10000, 4096) == 0);
+  CHECK(monitor.map(0x20000, 4096, 0, {second.get()}) == 0);  // the other one is not mapped any more
+  CHECK(monitor.unmap(0, 0, unmap_all) == 0);
+  for (size_t i = 0; i < budget::files_of_card; ++i) {
+    const UniqueFd fd = file_of(4096);
+    REQUIRE(monitor.map(0x10000 + i * 4096, 4096, 0, {fd.get()}) == 0);
+  }
+  CHECK(monitor.map(0x10000 + budget::files_of_card * 4096, 4096, 0, {first.get()}) == ENOSPC);
+  CHECK(monitor.unmap(0x10000, 4096) == 0);
+  CHECK(monitor.map(0x10000, 4096, 0, {first.get()}) == 0);
+}
+
 TEST_CASE("a function that is no bus master reads and writes nothing, and goes on when it is one again") {
   Monitor monitor;
   const Ram ram(16 * 4096);

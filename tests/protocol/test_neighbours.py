@@ -3,6 +3,7 @@
 
 import contextlib
 import functools
+import socket
 import struct
 
 import pytest
@@ -12,7 +13,7 @@ from raw_ring import NO_FD, UVA
 from vhost_ioat import EthVhost
 from vhost_ioat.testing import RawFrontend
 from vhost_ioat.testing.frontend import u64, vring
-from watchdog import WATCHDOG
+from watchdog import WATCHDOG, until
 
 MEMORY = struct.pack("<IIQQQQ", 1, 0, 0, 1 << 21, UVA, 0)
 
@@ -51,3 +52,33 @@ def test_an_fd_whose_close_waits_holds_up_nobody(socket_path, name, payload):
     for thread in threads:
         thread.join(WATCHDOG)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("where", ["unread", "too many", "not accepted"])
+def test_an_fd_that_is_never_received_holds_up_nobody(socket_path, where):
+    """The kernel closes it itself: with the socket it waits in, or when it does not fit what recvmsg() has room for."""
+    port = EthVhost(socket_path)
+    port.start()
+    with (
+        EthVhost(socket_path + ".next") as next_door,
+        RawFrontend(next_door.devargs.iface, timeout=WATCHDOG) as neighbour,
+        lingering() as make,
+    ):
+        with RawFrontend(socket_path, timeout=WATCHDOG) as first:
+            assert first.is_answering()  # it has the port; whoever comes now waits in the backlog
+            second = RawFrontend(socket_path, timeout=WATCHDOG)
+            held = make()
+            fds = [held.fileno()] * (9 if where == "too many" else 1)
+            if where == "unread":
+                second.socket.sendall(struct.pack("<III", 999, 1, 0x7FFF_FFFF))  # ends the session before the next one
+            message = struct.pack("<III", 1, 1, 0)
+            thread = close_after(functools.partial(socket.send_fds, second.socket, [message], fds), held)
+            if where == "not accepted":
+                port.stop()
+        until(lambda: second.receive() is None)
+        for _ in range(3):
+            assert neighbour.is_answering()
+        second.close()
+        port.close()
+    thread.join(WATCHDOG)
+    assert not thread.is_alive()

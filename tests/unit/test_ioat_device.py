@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -183,6 +184,37 @@ def test_a_socket_that_nobody_serves_is_replaced_and_one_that_is_served_is_not(s
         with pytest.raises(OSError, match="in use"):
             dma.serve(socket_path, watch=until(lambda: True))
     assert Path(socket_path).exists()
+
+
+def test_one_that_is_served_and_too_busy_to_answer_is_not_replaced(socket_path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as served, contextlib.ExitStack() as crowd:
+        served.bind(socket_path)
+        served.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waits = crowd.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                waits.setblocking(False)
+                waits.connect(socket_path)
+        with pytest.raises(OSError, match="in use"):
+            dma.serve(socket_path, watch=until(lambda: True))
+
+
+def test_a_child_of_fork_leaves_the_socket_alone(socket_path: str) -> None:
+    looks = iter([False, True])
+
+    def watch(_: int) -> bool:
+        child = os.fork()
+        if child == 0:
+            raise SystemExit(0)  # out of serve(), and of everything else
+        assert os.waitpid(child, 0)[1] == 0
+        assert Path(socket_path).exists()
+        return next(looks)
+
+    try:
+        dma.serve(socket_path, watch=watch)
+    except SystemExit:
+        os._exit(0)
+    assert not Path(socket_path).exists()
 
 
 def test_a_file_is_never_replaced(tmp_path: Path) -> None:

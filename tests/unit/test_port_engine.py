@@ -44,6 +44,17 @@ def test_nothing_is_shown_before_it_is_copied(stepped):
     assert port.tx_drain(0, 10) is True
 
 
+def test_a_guest_waits_for_a_port_that_answers_late(stepped):
+    """GET_VRING_BASE is answered when nothing is in flight, and the engine does nothing until it is reset."""
+    port, guest, _ = stepped
+    assert port.tx_burst(0, LARGE) == len(LARGE)
+    guest.disconnect()
+    assert port.wait_link(up=False, timeout=WATCHDOG)
+    assert port.stats().opackets == len(LARGE)  # the CPU made the copies
+    guest.connect(timeout=WATCHDOG)
+    assert port.wait_link(timeout=WATCHDOG)
+
+
 def test_a_small_packet_does_not_overtake_a_large_one(stepped):
     port, guest, model = stepped
     packets = [LARGE[0], b"small", LARGE[1], b"also small"]

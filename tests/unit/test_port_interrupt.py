@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 import asyncio
+import os
+import select
 
 import pytest
 
@@ -58,3 +60,17 @@ def test_asyncio_can_wait_for_packets(linked):
         return packets_of(port.rx_burst(0))
 
     assert asyncio.run(receive()) == [b"x" * 60]
+
+
+@pytest.mark.parametrize("end", [EthVhost.stop, EthVhost.close])
+@pytest.mark.parametrize("connected", [True, False])
+def test_who_waits_is_woken_when_the_port_goes(socket_path, end, connected):
+    with EthVhost(socket_path) as port, Guest(socket_path) as guest:
+        if connected:
+            guest.connect(timeout=WATCHDOG)
+            assert port.wait_link(timeout=WATCHDOG)
+        port.rx_intr_enable(0)
+        fd = os.dup(port.rx_fileno(0))
+        end(port)
+        assert select.select([fd], [], [], WATCHDOG)[0]
+        os.close(fd)
