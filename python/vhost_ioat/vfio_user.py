@@ -38,7 +38,11 @@ def _listener(path: str) -> Iterator[socket.socket]:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 # A signal may come at any place above: the socket knows whether it was bound. It is not a child's to remove.
-                if process == os.getpid() and listening.getsockname() == path and mine in (None, Path(path).stat().st_ino):
+                if (
+                    process == os.getpid()
+                    and listening.getsockname() == path
+                    and mine in (None, Path(path).stat().st_ino)
+                ):
                     Path(path).unlink()
 
 
