@@ -37,7 +37,7 @@ def _listener(path: str) -> Iterator[socket.socket]:
             yield listening
         finally:
             with contextlib.suppress(FileNotFoundError):
-                # A signal may come at any place above: the socket knows whether it was bound. It is not a child's to remove.
+                # A signal may come at any place above: the socket knows whether it was bound. A child leaves it alone.
                 if (
                     process == os.getpid()
                     and listening.getsockname() == path
