@@ -9,9 +9,12 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <ctime>
+#include <system_error>
+#include <utility>
 
 #include "base/eventfd_aio.hpp"
 
@@ -113,7 +116,9 @@ PeerFd::Kind kind_of(int fd) noexcept {
   if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &value, &size) == 0) {
     return value == AF_UNIX ? PeerFd::Kind::socket : PeerFd::Kind::unusable;
   }
-  if (::fcntl(fd, F_GETPIPE_SZ) >= 0) return PeerFd::Kind::pipe;
+  struct statx file{};  // F_GETPIPE_SZ takes the lock of the pipe
+  if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &file) == 0 && S_ISFIFO(file.stx_mode))
+    return PeerFd::Kind::pipe;
   const auto answer = old_kernel ? eventfd_aio::Answer::unknown : eventfd_aio::is_eventfd(fd);
   const bool eventfd =
       answer == eventfd_aio::Answer::unknown ? is_eventfd_by_trial(fd) : answer == eventfd_aio::Answer::yes;
@@ -121,6 +126,48 @@ PeerFd::Kind kind_of(int fd) noexcept {
 }
 
 }  // namespace
+
+/// A pipe that a lane of the helper writes. Signals that come while it does are one, and come after it.
+class PeerFd::PipeWriter final : public HelperJob, public std::enable_shared_from_this<PipeWriter> {
+ public:
+  PipeWriter(UniqueFd fd, std::shared_ptr<HelperLane> lane) : fd_(std::move(fd)), lane_(std::move(lane)) {}
+
+  Signalled signal() noexcept {
+    pollfd end{fd_.get(), 0, 0};  // takes no lock
+    if (broken_.load(std::memory_order_relaxed) || (::poll(&end, 1, 0) == 1 && (end.revents & POLLERR) != 0)) {
+      return told_.exchange(true, std::memory_order_relaxed) ? Signalled::nobody : Signalled::failed;
+    }
+    // Acquire, pairs with the release in dispose(): self_ is ours when there was nothing to do.
+    if (wanted_.fetch_add(1, std::memory_order_acq_rel) == 0) {
+      self_ = shared_from_this();
+      lane_->add(*this);
+    }
+    return Signalled::delivered;
+  }
+
+ private:
+  void run() noexcept override {
+    writing_ = wanted_.load(std::memory_order_acquire);
+    ssize_t n;
+    do {
+      n = write_pipe(fd_.get());
+    } while (n < 0 && errno == EINTR);
+    if (n < 0 && errno != EAGAIN && errno != ENOMEM) broken_.store(true, std::memory_order_relaxed);
+  }
+  void dispose() noexcept override {
+    auto kept = std::move(self_);
+    if (wanted_.fetch_sub(writing_, std::memory_order_acq_rel) == writing_) return;
+    self_ = std::move(kept);
+    lane_->add(*this);
+  }
+
+  const UniqueFd fd_;
+  const std::shared_ptr<HelperLane> lane_;
+  std::atomic<uint32_t> wanted_{0};
+  uint32_t writing_ = 0;              // of them, by run()
+  std::shared_ptr<PipeWriter> self_;  // while there is something to write
+  std::atomic<bool> broken_{false}, told_{false};
+};
 
 PeerFd::PeerFd(int fd, Use use) noexcept : fd_(fd) {
   if (fd < 0) return;
@@ -141,8 +188,16 @@ PeerFd::PeerFd(int fd, Use use) noexcept : fd_(fd) {
   if (!usable_) kind_ = Kind::unusable;
 }
 
+void PeerFd::signal_on(const std::shared_ptr<HelperLane>& lane) {
+  if (kind_ != Kind::pipe) return;
+  const int fd = ::fcntl(fd_, F_DUPFD_CLOEXEC, 0);
+  if (fd < 0) throw std::system_error(errno, std::generic_category(), "dup of a pipe");
+  writer_ = std::make_shared<PipeWriter>(lane->adopt(fd), lane);
+}
+
 PeerFd::Signalled PeerFd::signal() noexcept {
   if (!usable_) return Signalled::nobody;
+  if (writer_) return writer_->signal();
   if (kind_ == Kind::eventfd && !old_kernel && eventfd_aio::signal(fd_)) return Signalled::delivered;
   ssize_t n;
   do {

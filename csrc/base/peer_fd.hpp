@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 #include <cstdint>
+#include <memory>
+
+#include "base/helper.hpp"
 
 namespace vhost_ioat {
 
@@ -13,8 +16,11 @@ namespace vhost_ioat {
 /// | kind    | signal()                                             | drain()                           |
 /// |---------|------------------------------------------------------|-----------------------------------|
 /// | eventfd | completion of an empty read (aio): the kernel adds 1, saturating | preadv2 RWF_NOWAIT    |
-/// | pipe    | pwritev2 RWF_NOWAIT, SIGPIPE kept from the process   | preadv2 RWF_NOWAIT, at most 64 KiB |
+/// | pipe    | a helper's write, see below; SIGPIPE kept from the process | preadv2 RWF_NOWAIT, at most 64 KiB |
 /// | socket  | send MSG_DONTWAIT MSG_NOSIGNAL                       | not used, see below               |
+///
+/// Each use of a pipe, RWF_NOWAIT or not, takes a lock of the kernel that the peer holds while it writes into it from a
+/// page that has yet to come. So a session has its pipes written by its lane, and takes none as a kick.
 ///
 /// Only where the kernel lacks these calls (no CONFIG_AIO, RWF_NOWAIT on pipes before Linux 6.5) O_NONBLOCK and a
 /// poll() before the call have to do. A socket is not taken as a kick: what is read from it may carry further fds, and
@@ -40,6 +46,8 @@ class PeerFd {
   /// Why it is of no use, for an event; empty when it is usable or none.
   const char* why() const { return why_; }
 
+  /// Signals a pipe from that lane from now on; nothing for other kinds. Throws when memory or an fd is short.
+  void signal_on(const std::shared_ptr<HelperLane>& lane);
   /// Tells the peer; one that has more than enough signals waiting counts as told. `failed` comes once: its other end
   /// is gone, and it is not tried again.
   Signalled signal() noexcept;
@@ -51,6 +59,8 @@ class PeerFd {
   Kind kind_ = Kind::none;
   bool usable_ = false;
   const char* why_ = "";
+  class PipeWriter;
+  std::shared_ptr<PipeWriter> writer_;  // of a pipe
 };
 
 namespace detail {

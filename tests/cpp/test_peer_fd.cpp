@@ -18,9 +18,12 @@
 #include <string>
 #include <vector>
 
+#include "base/helper.hpp"
+#include "base/latch.hpp"
 #include "base/peer_fd.hpp"
 #include "base/unique_fd.hpp"
 #include "doctest/doctest.h"
+#include "watchdog.hpp"
 
 using namespace vhost_ioat;
 using Use = PeerFd::Use;
@@ -354,4 +357,52 @@ TEST_CASE("peer fd: a forked child signals, too") {
   uint64_t count = 0;
   CHECK(::read(event.get(), &count, sizeof count) == sizeof count);
   CHECK(count == 3);
+}
+
+TEST_CASE("peer fd: a pipe is written by its lane, which alone waits for it") {
+  const Pair pipe = make_pipe();
+  const auto lane = HelperLane::create(8);
+  struct Block final : HelperJob {
+    Latch let_go;
+    void run() noexcept override { let_go.wait(); }
+    void dispose() noexcept override {}
+  } block;
+  lane->add(block);
+  {
+    PeerFd peer(pipe.write.get(), Use::signal);
+    peer.signal_on(lane);
+    for (int i = 0; i < 1000; ++i) CHECK(peer.signal() == Signalled::delivered);
+    PeerFd copy = peer;  // of the same pipe
+    CHECK(copy.signal() == Signalled::delivered);
+  }
+  CHECK_FALSE(readable(pipe.read.get()));  // none of them has waited
+  block.let_go.open();
+  CHECK(testing::eventually([&] { return readable(pipe.read.get()); }));
+  CHECK(testing::eventually([&] { return lane->pending() == 0; }));
+  uint64_t told[8];
+  CHECK(::read(pipe.read.get(), told, sizeof told) == sizeof told[0]);  // and they were one
+}
+
+TEST_CASE("peer fd: no signal through a lane is lost") {
+  const Pair pipe = make_pipe();
+  const auto lane = HelperLane::create(8);
+  PeerFd peer(pipe.write.get(), Use::signal);
+  peer.signal_on(lane);
+  for (int i = 0; i < 2000; ++i) {
+    REQUIRE(peer.signal() == Signalled::delivered);
+    pollfd told{pipe.read.get(), POLLIN, 0};
+    REQUIRE(::poll(&told, 1, testing::watchdog_ms) == 1);
+    uint8_t bytes[64];
+    REQUIRE(::read(pipe.read.get(), bytes, sizeof bytes) > 0);
+  }
+}
+
+TEST_CASE("peer fd: a lane says once that the other end of a pipe is gone") {
+  Pair pipe = make_pipe();
+  const auto lane = HelperLane::create(8);
+  PeerFd peer(pipe.write.get(), Use::signal);
+  peer.signal_on(lane);
+  pipe.read.reset();
+  CHECK(peer.signal() == Signalled::failed);
+  CHECK(peer.signal() == Signalled::nobody);
 }
