@@ -260,21 +260,26 @@ def forward(
 
     Raises:
         ConfigError: Another mode or on_full, or a burst out of range.
-        VhostIoatError: A port is closed, or another thread is inside one of the queues.
+        VhostIoatError: A port is closed, or another thread is inside one of the queues. Its attribute `stats` is what
+            would have been returned.
     """
     ports = {a, b}
     before = sum((port.stats() for port in ports), Stats())
     forwarder = _core.Forwarder(a, b, mode, burst, on_full)
+
+    def stats() -> Stats:
+        forwarder.finish()
+        sides = forwarder.sides()
+        return dataclasses.replace(
+            sum((port.stats() for port in ports), Stats()) - before,
+            dropped=sum(side["dropped_full"] + side["dropped_down"] for side in sides),
+            consumed=sum(side["consumed"] for side in sides),
+        )
+
     try:
         forwarder.run(seconds)
-    except KeyboardInterrupt:
-        if seconds is not None:
+    except BaseException as ended:
+        if not isinstance(ended, KeyboardInterrupt) or seconds is not None:
+            ended.stats = stats()  # type: ignore[attr-defined]
             raise
-    finally:
-        forwarder.finish()
-    sides = forwarder.sides()
-    return dataclasses.replace(
-        sum((port.stats() for port in ports), Stats()) - before,
-        dropped=sum(side["dropped_full"] + side["dropped_down"] for side in sides),
-        consumed=sum(side["consumed"] for side in sides),
-    )
+    return stats()

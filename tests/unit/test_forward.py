@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from traffic import until
-from vhost_ioat import ConfigError, EthVhost, Stats, _core, forward
+from vhost_ioat import ConfigError, EthVhost, Stats, VhostIoatError, _core, forward
 from vhost_ioat.guest import Guest
 
 PACKET = bytes(12) + b"\x08\x00" + bytes(46)
@@ -75,6 +75,23 @@ def test_retry_ends_with_its_time_and_counts_what_is_left(pair):
     assert total.dropped <= 16
     assert total.ipackets == total.opackets + total.dropped
     assert total.opackets == len(b_guest.recv(0, 4096))
+
+
+def test_a_port_that_is_closed_meanwhile_ends_it_and_loses_no_count(pair):
+    a, a_guest, b, b_guest = pair
+    sent, total = 0, Stats()
+    while total.opackets == 0:
+        sent += offer(a_guest, 16)
+        total += forward(a, b, seconds=0)
+    got = len(b_guest.recv(0, 4096))
+    sent += offer(a_guest, 64)
+    b.close()
+    with pytest.raises(VhostIoatError, match="closed") as ended:
+        forward(a, b, seconds=60)
+    total += ended.value.stats
+    assert total.ipackets == a.stats().ipackets
+    assert total.ipackets == total.opackets + total.dropped
+    assert (total.opackets, total.dropped > 0) == (got, True)
 
 
 def test_retry_gives_up_when_the_link_is_down(pair):
