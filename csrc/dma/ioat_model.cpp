@@ -71,6 +71,11 @@ IoatModel::~IoatModel() {
   worker_.join();
 }
 
+void IoatModel::abandon() noexcept {
+  retire();
+  if (worker_.joinable()) worker_.detach();
+}
+
 void IoatModel::retire() noexcept {
   stop_ = true;
   pause_.notify_all();

@@ -86,8 +86,8 @@ class IoatModel : public Mmio {
   /// What a function-level reset does: everything but the IOVA map and the faults as at the start.
   void function_reset() noexcept;
   Counters counters() const;
-  /// Its thread ends as soon as it comes to it; nothing runs after that. Neither waits nor takes a lock.
-  void retire() noexcept;
+  /// For a model that is never destroyed: its thread ends as soon as it comes to it. Neither waits nor takes a lock.
+  void abandon() noexcept;
 
  private:
   struct ArmedFault {
@@ -137,6 +137,7 @@ class IoatModel : public Mmio {
 
   // The worker (ioat_model_worker.cpp).
   void work();
+  void retire() noexcept;
   void wake() noexcept;
   void wait_latency(Lock& lock);
   void wait_bandwidth(Lock& lock, std::chrono::steady_clock::time_point start, uint64_t bytes);

@@ -52,7 +52,7 @@ void EngineSlot::leak() noexcept {
   for (auto& mapping : work_->guest) mapping->leak();
   work_->guest.clear();
   work_->guest_asked.clear();  // a weak pointer, too, keeps the lane of a mapping
-  if (model_) model_->retire();
+  if (model_) model_->abandon();
   work_->next_leaked = std::exchange(*leaked, work_);
 }
 
