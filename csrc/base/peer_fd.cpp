@@ -181,8 +181,8 @@ PeerFd::PeerFd(int fd, Use use) noexcept : fd_(fd) {
     why_ = "it is a socket, which may bring further fds along";
   } else if (use == Use::signal && mode == O_RDONLY) {
     why_ = "it is open for reading only";
-  } else if (use == Use::wait && mode == O_WRONLY) {
-    why_ = "it is open for writing only";
+  } else if (use == Use::wait && kind_ == Kind::pipe) {
+    why_ = "it is a pipe, whose writers may keep its readers waiting";
   }
   usable_ = *why_ == 0;
   if (!usable_) kind_ = Kind::unusable;
@@ -214,24 +214,13 @@ PeerFd::Signalled PeerFd::signal() noexcept {
   return Signalled::failed;
 }
 
-PeerFd::Drained PeerFd::drain() noexcept {
-  if (!usable_) return Drained::closed;
-  uint8_t bytes[4096];
-  Drained result = Drained::nothing;
-  for (int reads = 0; reads < 16; ++reads) {
-    const ssize_t n = read_now(fd_, bytes, kind_ == Kind::eventfd ? sizeof(uint64_t) : sizeof bytes);
-    if (n > 0) {
-      result = Drained::signalled;
-      if (kind_ == Kind::eventfd || n < static_cast<ssize_t>(sizeof bytes)) break;
-    } else if (n < 0 && errno == EINTR) {
-      continue;
-    } else if (n < 0 && errno == EAGAIN) {
-      break;
-    } else {  // the end: what came before it counts, the next call finds it again
-      return result == Drained::signalled ? result : Drained::closed;
-    }
-  }
-  return result;
+bool PeerFd::drain() noexcept {
+  uint64_t count;
+  ssize_t n = 0;
+  do {
+    if (usable_) n = read_now(fd_, &count, sizeof count);
+  } while (n < 0 && errno == EINTR);
+  return n > 0;
 }
 
 namespace detail {

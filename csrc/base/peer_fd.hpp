@@ -13,18 +13,16 @@ namespace vhost_ioat {
 /// The peer shares the open file, so it can take O_NONBLOCK off and fill a counter or a buffer at any moment; the flag
 /// is therefore not relied on:
 ///
-/// | kind    | signal()                                             | drain()                           |
-/// |---------|------------------------------------------------------|-----------------------------------|
-/// | eventfd | completion of an empty read (aio): the kernel adds 1, saturating | preadv2 RWF_NOWAIT    |
-/// | pipe    | a helper's write, see below; SIGPIPE kept from the process | preadv2 RWF_NOWAIT, at most 64 KiB |
-/// | socket  | send MSG_DONTWAIT MSG_NOSIGNAL                       | not used, see below               |
+/// | kind    | signal()                                                         | drain()             |
+/// |---------|------------------------------------------------------------------|---------------------|
+/// | eventfd | completion of an empty read (aio): the kernel adds 1, saturating | preadv2 RWF_NOWAIT  |
+/// | pipe    | a helper's write (signal_on), SIGPIPE kept from the process      | not used, see below |
+/// | socket  | send MSG_DONTWAIT MSG_NOSIGNAL                                   | not used, see below |
 ///
 /// Each use of a pipe, RWF_NOWAIT or not, takes a lock of the kernel that the peer holds while it writes into it from a
-/// page that has yet to come. So a session has its pipes written by its lane, and takes none as a kick.
-///
-/// Only where the kernel lacks these calls (no CONFIG_AIO, RWF_NOWAIT on pipes before Linux 6.5) O_NONBLOCK and a
-/// poll() before the call have to do. A socket is not taken as a kick: what is read from it may carry further fds, and
-/// closing those may wait. Anything else (files, directories, terminals, epoll, timerfd, signalfd, io_uring, devices,
+/// page that has yet to come; and what is read from a socket may carry further fds, and closing those may wait. So
+/// neither is taken as a kick. Only where the kernel lacks these calls (no CONFIG_AIO) O_NONBLOCK and a poll() before
+/// the call have to do. Anything else (files, directories, terminals, epoll, timerfd, signalfd, io_uring, devices,
 /// O_PATH) is unusable and is neither written, read, polled nor asked for its attributes: the ring is polled instead.
 ///
 /// Does not own the fd, and needs it open. One thread at a time. Telling the kind needs no /proc.
@@ -33,7 +31,6 @@ class PeerFd {
   enum class Kind : uint8_t { none, eventfd, pipe, socket, unusable };
   enum class Use : uint8_t { signal, wait };
   enum class Signalled : uint8_t { delivered, failed, nobody };  // nobody: there is none, or it failed before
-  enum class Drained : uint8_t { nothing, signalled, closed };   // closed: there will be no more
 
   PeerFd() = default;
   /// -1: none.
@@ -51,8 +48,8 @@ class PeerFd {
   /// Tells the peer; one that has more than enough signals waiting counts as told. `failed` comes once: its other end
   /// is gone, and it is not tried again.
   Signalled signal() noexcept;
-  /// Takes the signals that wait. Bounded; what is left shows as readable again.
-  Drained drain() noexcept;
+  /// Takes the signals that wait; were there any? What is left of a semaphore shows as readable again.
+  bool drain() noexcept;
 
  private:
   int fd_ = -1;

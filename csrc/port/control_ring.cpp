@@ -75,10 +75,7 @@ void ControlRing::stop_watching() noexcept {
 }
 
 void ControlRing::on_kick() {
-  if (kick_->peer.drain() == PeerFd::Drained::closed) {
-    loop_->remove_fd(kick_->owned.get());
-    kick_.reset();
-  }
+  kick_->peer.drain();
   serve();
 }
 

@@ -37,9 +37,7 @@ class RxInterrupt {
   /// What was signalled so far is known.
   void clear() noexcept {
     eventfd_clear(wake_.get());
-    if (!has_kick() || kick_->peer.drain() != PeerFd::Drained::closed) return;
-    ::epoll_ctl(set_.get(), EPOLL_CTL_DEL, kick_->owned.get(), nullptr);  // else it stays readable for ever
-    kick_closed_.store(true, std::memory_order_relaxed);
+    if (kick_) kick_->peer.drain();
   }
 
   // ---- the control thread, with the queue held
@@ -49,13 +47,12 @@ class RxInterrupt {
     if (kick == kick_) return true;
     if (has_kick()) ::epoll_ctl(set_.get(), EPOLL_CTL_DEL, kick_->owned.get(), nullptr);
     kick_ = std::move(kick);
-    kick_closed_.store(false, std::memory_order_relaxed);
     if (!kick_ || watch(kick_->owned.get())) return true;
     kick_.reset();
     return false;
   }
   /// The control thread at any time, as it alone changes kick_; others as owners of the queue.
-  bool has_kick() const noexcept { return kick_ && !kick_closed_.load(std::memory_order_relaxed); }
+  bool has_kick() const noexcept { return kick_ != nullptr; }
 
  private:
   bool watch(int fd) noexcept {
@@ -66,7 +63,6 @@ class RxInterrupt {
 
   UniqueFd set_, wake_;
   vhost_user::SharedFd kick_;
-  std::atomic<bool> kick_closed_{false};  // by its other end; orders nothing: kick_ comes with the queue
   std::atomic<bool> wanted_{false};
 };
 

@@ -90,16 +90,13 @@ void BackendSession::set_vring_enable() {
 SharedFd BackendSession::adopt(uint32_t ring, SharedFd Vring::* which, UniqueFd fd) {
   const bool kick = which == &Vring::kick;
   PeerFd peer(fd.get(), kick ? PeerFd::Use::wait : PeerFd::Use::signal);
-  const auto lane = std::dynamic_pointer_cast<HelperLane>(fd.closer());  // none in a session without a connection
-  const bool pipe = lane && peer.kind() == PeerFd::Kind::pipe;
-  if (pipe && !kick) peer.signal_on(lane);
-  if (peer && !(pipe && kick)) return std::make_shared<RingFd>(RingFd{std::move(fd), peer});
+  if (const auto lane = std::dynamic_pointer_cast<HelperLane>(fd.closer())) peer.signal_on(lane);
+  if (peer) return std::make_shared<RingFd>(RingFd{std::move(fd), peer});
   device_.remark(format("ring %u: its %s fd cannot be used: %s; %s", ring,
                         kick                    ? "kick"
                         : which == &Vring::call ? "call"
                                                 : "err",
-                        pipe ? "it is a pipe, and who writes into it may keep its readers waiting" : peer.why(),
-                        kick ? "the ring is polled" : "the front end has to poll")
+                        peer.why(), kick ? "the ring is polled" : "the front end has to poll")
                      .c_str());
   return nullptr;
 }

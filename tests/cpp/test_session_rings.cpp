@@ -271,8 +271,8 @@ TEST_CASE("session rings: an fd that is of no use costs only itself, and is told
       const char* why;
     };
     for (const Sent& sent : std::initializer_list<Sent>{{::eventfd(0, EFD_CLOEXEC), true, ""},
-                                                        {pipe[0], kick, "reading only"},
-                                                        {pipe[1], !kick, "writing only"},
+                                                        {pipe[0], false, kick ? "a pipe" : "reading only"},
+                                                        {pipe[1], !kick, "a pipe"},
                                                         {sockets[0], !kick, "a socket"},
                                                         {sockets[1], !kick, "a socket"},
                                                         {::open("/dev/null", O_RDWR), false, "neither"},
