@@ -132,8 +132,8 @@ port::PortConfig config_from(const py::kwargs& options) {
   return config;
 }
 
-py::dict stats_dict(const EthVhost& port) {
-  const EthVhost::Stats s = port.stats();
+py::dict stats_dict(const EthVhost& port, bool raw) {
+  const EthVhost::Stats s = raw ? port.raw_stats() : port.stats();
   py::dict d;
   d["ipackets"] = s.ipackets;
   d["opackets"] = s.opackets;
@@ -301,7 +301,7 @@ instead of waiting for the fd. (VIRTIO 1.2, 2.7.10))")
           py::arg("queue_id"),
           R"(The IoatModel behind the software engine of tx queue `queue_id`, to inject faults or to step it (sw_mode=
 "stepped"); None when the queue has a hardware engine or none.)")
-      .def("_stats", &stats_dict)
+      .def("_stats", &stats_dict, py::kw_only(), py::arg("raw") = false)
       .def("_link", [](const EthVhost& self) { return py::make_tuple(self.link_up(), 10000, true); })
       .def("_info", &info_dict)
       .def("_events", &take_events, py::arg("timeout"))

@@ -86,6 +86,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   };
   using XStats = std::vector<std::pair<std::string, uint64_t>>;
   Stats stats() const;
+  Stats raw_stats() const;  // whatever stats_reset() did
   void stats_reset();
   XStats xstats() const;
   void xstats_reset();
@@ -240,7 +241,6 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   Info snapshot_;
   Stats stats_baseline_;
   XStats xstats_baseline_;
-  Stats raw_stats() const;
   XStats raw_xstats() const;
 };
 

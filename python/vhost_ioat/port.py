@@ -263,15 +263,18 @@ def forward(
         VhostIoatError: A port is closed, or another thread is inside one of the queues. Its attribute `stats` is what
             would have been returned.
     """
-    ports = {a, b}
-    before = sum((port.stats() for port in ports), Stats())
+
+    def counted() -> Stats:  # whoever resets the counters meanwhile
+        return sum((Stats(**port._stats(raw=True)) for port in {a, b}), Stats())
+
+    before = counted()
     forwarder = _core.Forwarder(a, b, mode, burst, on_full)
 
     def stats() -> Stats:
         forwarder.finish()
         sides = forwarder.sides()
         return dataclasses.replace(
-            sum((port.stats() for port in ports), Stats()) - before,
+            counted() - before,
             dropped=sum(side["dropped_full"] + side["dropped_down"] for side in sides),
             consumed=sum(side["consumed"] for side in sides),
         )

@@ -94,6 +94,29 @@ def test_a_port_that_is_closed_meanwhile_ends_it_and_loses_no_count(pair):
     assert (total.opackets, total.dropped > 0) == (got, True)
 
 
+def test_counters_that_are_reset_meanwhile_change_nothing(pair):
+    a, a_guest, b, _ = pair
+    sent, before = offer(a_guest, 64), Stats()
+    while before.ipackets < sent:
+        before += forward(a, b, seconds=0)
+    sent = offer(a_guest, 16)
+    done = threading.Event()
+
+    def reset():
+        while not done.is_set():
+            a.stats_reset()
+            b.stats_reset()
+
+    thread = threading.Thread(target=reset)
+    thread.start()
+    total = Stats()
+    while total.ipackets < sent:
+        total += forward(a, b, seconds=0)
+    done.set()
+    thread.join()
+    assert (total.ipackets, total.ibytes) == (16, 16 * len(PACKET))
+
+
 def test_retry_gives_up_when_the_link_is_down(pair):
     a, a_guest, b, b_guest = pair
     b_guest.close()
