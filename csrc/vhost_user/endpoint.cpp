@@ -34,7 +34,8 @@ Endpoint::~Endpoint() = default;
 void Endpoint::start() {
   check_socket_path(config_.path);
   if (!config_.client) {
-    listener_ = std::make_unique<SocketListener>(config_.path, config_.socket_mode, HelperLane::create(1));
+    listener_ = std::make_unique<SocketListener>(config_.path, config_.socket_mode,
+                                                 HelperLane::create(SocketListener::backlog + 1));
   }
   running_ = true;
   delay_ = budget::first_retry;

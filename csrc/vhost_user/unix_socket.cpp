@@ -15,8 +15,6 @@
 namespace vhost_ioat::vhost_user {
 namespace {
 
-constexpr int backlog = 128;
-
 [[noreturn]] void fail(int error, const std::string& what) {
   throw std::system_error(error, std::generic_category(), what);
 }
@@ -75,7 +73,7 @@ UniqueFd connect_socket(const std::string& path) {
 }
 
 SocketListener::SocketListener(const std::string& path, mode_t mode, std::shared_ptr<HelperLane> closer)
-    : path_(path), process_(::getpid()) {
+    : path_(path), closer_(std::move(closer)), process_(::getpid()) {
   const sockaddr_un address = address_of(path);
   remove_stale(path);
   UniqueFd fd = make_socket();
@@ -95,7 +93,7 @@ SocketListener::SocketListener(const std::string& path, mode_t mode, std::shared
   }
   device_ = made.st_dev;
   inode_ = made.st_ino;
-  fd_ = closer ? closer->adopt(fd.release()) : std::move(fd);
+  fd_ = std::move(fd);
 }
 
 SocketListener::~SocketListener() {
@@ -104,6 +102,11 @@ SocketListener::~SocketListener() {
   if (::lstat(path_.c_str(), &found) == 0 && found.st_dev == device_ && found.st_ino == inode_) {
     ::unlink(path_.c_str());
   }
+  if (!closer_) return;
+  ::shutdown(fd_.get(), SHUT_RDWR);  // from now on nobody comes
+  while (UniqueFd waiting = accept()) closer_->end_connection(std::move(waiting));
+  // Out of fds: those who are left end with the socket, and what they have sent.
+  if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) fd_ = closer_->adopt(fd_.release());
 }
 
 UniqueFd SocketListener::accept() const {

@@ -16,12 +16,14 @@ void check_socket_path(const std::string& path);
 /// A non-blocking connection, or an empty fd and errno when nobody accepts there (ENOENT, ECONNREFUSED, EAGAIN, ...).
 UniqueFd connect_socket(const std::string& path);
 
-/// A listening socket file (backlog 128). Takes the place of a socket nobody serves any more, never of anything else,
+/// A listening socket file. Takes the place of a socket nobody serves any more, never of anything else,
 /// and takes away at the end only what it made itself, and only in the process that made it.
 class SocketListener {
  public:
-  /// `closer` closes the socket, with which end those who still wait, and what they have sent. Throws ConfigError
-  /// (path) or std::system_error (directory missing, address in use, permission).
+  static constexpr int backlog = 128;
+
+  /// `closer` ends those who still wait at the end; it has room for `backlog` and one more. Throws ConfigError (path)
+  /// or std::system_error (directory missing, address in use, permission).
   SocketListener(const std::string& path, mode_t mode, std::shared_ptr<HelperLane> closer = nullptr);
   SocketListener(const SocketListener&) = delete;
   SocketListener& operator=(const SocketListener&) = delete;
@@ -34,6 +36,7 @@ class SocketListener {
  private:
   std::string path_;
   UniqueFd fd_;
+  std::shared_ptr<HelperLane> closer_;
   pid_t process_ = 0;
   dev_t device_ = 0;
   ino_t inode_ = 0;
