@@ -66,7 +66,7 @@ TEST_CASE("connection: a message arrives whole, wherever it was cut") {
 
 TEST_CASE("connection: messages written together come one by one, each with its own fds") {
   Pair pair;
-  const size_t before = testing::open_fds();
+  const size_t before = testing::open_fds_at_rest();
   pair.send(&set_features, sizeof set_features);
   pair.send(&set_features, sizeof set_features, 2);
   pair.send(&set_features, sizeof set_features, 8);
@@ -96,7 +96,7 @@ TEST_CASE("connection: fds in the middle of a message are closed and end it") {
   const auto* bytes = reinterpret_cast<const uint8_t*>(&set_features);
   for (size_t cut : {5u, 12u, 15u}) {
     Pair pair;
-    const size_t before = testing::open_fds();
+    const size_t before = testing::open_fds_at_rest();
     pair.send(bytes, cut, 1);
     CHECK(pair.receive() == Received::nothing);
     pair.send(bytes + cut, sizeof set_features - cut, 1);
@@ -111,7 +111,7 @@ TEST_CASE("connection: fds in the middle of a message are closed and end it") {
 TEST_CASE("connection: too many fds are closed and end it") {
   for (size_t fds : {9u, 33u, 253u}) {
     Pair pair;
-    const size_t before = testing::open_fds();
+    const size_t before = testing::open_fds_at_rest();
     pair.send(&set_features, sizeof set_features, fds);
     CHECK(pair.receive() == Received::closed);
     CHECK(pair.connection->broken());
@@ -125,7 +125,7 @@ TEST_CASE("connection: a payload too large is refused before it is read") {
     Pair pair;
     const wire::Header header{5, 1, size};
     pair.send(&header, sizeof header, 1);
-    const size_t before = testing::open_fds();
+    const size_t before = testing::open_fds_at_rest();
     CHECK(pair.receive() == Received::closed);
     CHECK(pair.connection->broken());
     CHECK(testing::open_fds() == before);

@@ -67,7 +67,7 @@ TEST_CASE("session: a malformed message ends the connection whatever was negotia
 }
 
 TEST_CASE("session: messages that were not offered are refused and their fds closed") {
-  const size_t fds = open_fds();
+  const size_t fds = open_fds_at_rest();
   SessionBench bench;
   bench.negotiate();
   for (uint32_t id : {0u, 6u, 7u, 22u, 23u, 24u, 31u, 32u, 33u, 35u, 41u, 42u, 44u, 63u, 0xffffffffu}) {
@@ -151,7 +151,7 @@ TEST_CASE("session: SEND_RARP reaches the device with its address") {
 }
 
 TEST_CASE("session: the back-end channel is kept, one at a time, and closed with the session") {
-  const size_t fds = open_fds();
+  const size_t fds = open_fds_at_rest();
   {
     SessionBench bench;
     bench.negotiate();
@@ -222,7 +222,7 @@ TEST_CASE("session: while the device holds rings nothing has changed yet, and th
 }
 
 TEST_CASE("session: stop holds and forgets everything, at once or when the device is done") {
-  const size_t fds = open_fds();
+  const size_t fds = open_fds_at_rest();
   GuestFile file(0x10000);
   for (bool at_once : {true, false}) {
     SessionBench bench;
@@ -287,7 +287,7 @@ TEST_CASE("session: stop while suspended finishes the request first and answers 
 }
 
 TEST_CASE("session: any messages in any order leave rings released, fds owned once, and limits kept") {
-  const size_t fds = open_fds();
+  const size_t fds = open_fds_at_rest();
   GuestFile file(0x20000);
   std::mt19937 random(2);
   const auto one_of = [&](auto... values) {

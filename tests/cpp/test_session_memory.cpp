@@ -51,7 +51,7 @@ TEST_CASE("session memory: a table that cannot be had leaves the old one, no map
   bench.negotiate();
   GuestFile file(16 * page);
   REQUIRE(bench.send(file.table({{0, page, 0x70000, 0}})) == Next::proceed);
-  const size_t fds = open_fds(), maps = memfd_mappings();
+  const size_t fds = open_fds_at_rest(), maps = memfd_mappings();
   const auto refused = [&](const std::vector<wire::MemRegion>& regions, const char* why) {
     bench.refused(file.table(regions), why);
     CHECK(bench.session.state().memory->regions().size() == 1);
@@ -117,7 +117,7 @@ TEST_CASE("session memory: 509 regions are added one by one, the next is refused
   SessionBench bench({.queue_pairs = 1});
   bench.negotiate();
   GuestFile file(page);
-  const size_t fds = open_fds();
+  const size_t fds = open_fds_at_rest();
   const auto region = [](uint64_t i) { return wire::MemRegion{i * page, page, 0x40000000 + i * page, 0}; };
   for (uint64_t i = 0; i < 509; ++i) REQUIRE(bench.send(file.add(region(i))) == Next::proceed);
   bench.refused(file.add(region(509)), "all 509 memory slots are taken");

@@ -104,7 +104,7 @@ TEST_CASE("session rings: base and enable have their range") {
 }
 
 TEST_CASE("session rings: GET_VRING_BASE stops the ring and answers where it stands") {
-  const size_t fds = open_fds();
+  const size_t fds = open_fds_at_rest();
   SessionBench bench;
   bench.done(Request::SET_VRING_NUM, wire::VringState{1, 256});
   bench.done(Request::SET_VRING_BASE, wire::VringState{1, 17});
@@ -195,7 +195,7 @@ TEST_CASE("session rings: a stopped ring resumes with a base, fds and a kick alo
 }
 
 TEST_CASE("session rings: polled kicks, absent and replaced fds") {
-  const size_t fds = open_fds();
+  const size_t fds = open_fds_at_rest();
   SessionBench bench;
   bench.done(Request::SET_VRING_KICK, wire::vring_fd_none | 2);
   CHECK((bench.ring(2).started && bench.ring(2).polled));
@@ -255,7 +255,7 @@ TEST_CASE("session rings: bit 8 and the fd must agree") {
 }
 
 TEST_CASE("session rings: an fd that is of no use costs only itself, and is told") {
-  const size_t fds = open_fds();
+  const size_t fds = open_fds_at_rest();
   SessionBench bench;
   for (SharedFd Vring::* which : {&Vring::kick, &Vring::call, &Vring::err}) {
     const Request request = which == &Vring::kick   ? Request::SET_VRING_KICK
