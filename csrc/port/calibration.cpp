@@ -4,10 +4,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <iterator>
 #include <optional>
 #include <thread>
-#include <utility>
 
 namespace vhost_ioat::port {
 namespace {
