@@ -4,6 +4,7 @@
 #include <sys/epoll.h>
 
 #include <algorithm>
+#include <cinttypes>
 #include <utility>
 
 #include "base/budget.hpp"
@@ -31,6 +32,10 @@ EthVhost::EthVhost(PortConfig config)
       lost_engine_(loop_, [this] {
         if (endpoint_) endpoint_->drop_peer("its DMA engine could not be stopped");
       }) {
+  if (config_.mempool > budget::physical_memory()) {
+    throw ConfigError(format("mempool=%zu: this machine has %" PRIu64 " bytes of memory", config_.mempool,
+                             budget::physical_memory()));
+  }
   for (uint32_t q = 0; q < config_.queues; ++q) {
     arenas_.push_back(memory::PacketArena::create(config_.mempool / config_.queues));
     register_arena(arenas_[q]);

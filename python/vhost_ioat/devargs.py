@@ -110,11 +110,11 @@ def socket_path(key: str, value: object) -> str:
     """The path of a Unix socket as text. An empty one would be bound to a name that nobody knows."""
     try:
         text = os.fsdecode(value)  # type: ignore[arg-type]
-        length = len(os.fsencode(text))
+        length = len(text.encode())  # as it is passed on, in whatever way this system writes names
     except TypeError:
         _refuse(key, value, "must be the path of a socket")
     except UnicodeError:
-        _refuse(key, ascii(value), "this text cannot be a path in the encoding of this system")
+        _refuse(key, ascii(value), "a path must be UTF-8")
     if not text:
         raise ConfigError(f"{key} is missing: give the path of the socket, as in /tmp/vhost0.sock")
     if "\0" in text:

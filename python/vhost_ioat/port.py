@@ -268,7 +268,7 @@ def forward(
         return sum((Stats(**port._stats(raw=True)) for port in {a, b}), Stats())
 
     before = counted()
-    forwarder = _core.Forwarder(a, b, mode, burst, on_full)
+    forwarder = _core.Forwarder(a, b, str(mode), burst, str(on_full))
 
     def stats() -> Stats:
         forwarder.finish()

@@ -106,7 +106,7 @@ def test_it_is_none_in_a_path_or_a_name(tmp_path):
             ["ioat-device", "/tmp/a", "--latency", value]
             for value in ("1", "-1s", "nan", "nans", "infs", "9" * 400 + "s", "9" * 30 + "ns", "1e3s", "")
         ],
-        *[["ioat-device", "/tmp/a", "--bandwidth", value] for value in ("1", "-1B/s", "9" * 400 + "GB/s")],
+        *[["ioat-device", "/tmp/a", "--bandwidth", value] for value in ("1", "-1B/s", "0GB/s", "9" * 400 + "GB/s")],
         *[
             ["ioat-device", "/tmp/a", "--fault", value]
             for value in ("x", "error=-1", f"error@{10**30}", f"drop_writeback={10**30}", f"error={'9' * 5000}", "")

@@ -125,6 +125,7 @@ def test_each_option_reads_its_text(text, field, value):
         ("iface=/" + "x" * 107, "has 108 bytes, a socket's path may have 107"),
         ("iface=/" + "\u00e9" * 54, "has 109 bytes"),
         ("iface=/a\0b", "NUL"),
+        ("iface=/tmp/\udcff", "a path must be UTF-8"),
         ("iface=/v,ioats=", "ioats=: must be (txqN@device;...)"),
         ("iface=/v,ioats=()", "ioats=(): must be (txqN@device;...)"),
         ("iface=/v,ioats=txq0@sw0", "ioats=txq0@sw0: must be (txqN@device;...)"),

@@ -155,11 +155,18 @@ def test_txonly_counts_what_was_taken_and_drops_nothing(pair):
     assert total.opackets == len(a_guest.recv(0, 4096)) + len(b_guest.recv(0, 4096)) > 0
 
 
-@pytest.mark.parametrize("policy", ["", "wait", "DROP"])
+@pytest.mark.parametrize("policy", ["", "wait", "DROP", None, 3])
 def test_a_policy_is_drop_or_retry(pair, policy):
     a, _, b, _ = pair
     with pytest.raises(ConfigError, match=r"use drop or retry"):
         forward(a, b, seconds=0, on_full=policy)
+
+
+@pytest.mark.parametrize("mode", ["", "IO", None])
+def test_a_mode_is_one_of_those_there_are(pair, mode):
+    a, _, b, _ = pair
+    with pytest.raises(ConfigError, match=r"use io, macswap"):
+        forward(a, b, mode, seconds=0)
 
 
 def test_stats_add_up_with_the_fields_of_forward():

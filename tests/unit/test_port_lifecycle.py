@@ -113,6 +113,12 @@ def test_every_option_is_checked_when_the_port_is_made(socket_path):
         EthVhost.from_devargs(f"iface={socket_path},ioats=(txq0@sw0;txq0@sw1)")
 
 
+def test_packet_memory_is_no_more_than_there_is_memory(socket_path):
+    there_is = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    with pytest.raises(ConfigError, match=f"this machine has {there_is} bytes"):
+        EthVhost(socket_path, mempool=there_is + 1)
+
+
 def test_ports_have_names_of_their_own(socket_path):
     with EthVhost(socket_path) as a, EthVhost(socket_path + "2") as b, EthVhost(socket_path + "3", name="left") as c:
         assert a.name.startswith("eth_vhost_ioat")

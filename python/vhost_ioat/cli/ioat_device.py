@@ -49,6 +49,8 @@ def amount(kind: str, text: str) -> int:
     value = float(match[1]) * units[match[2]]
     if value >= 2**63:
         raise ConfigError(f"{kind} {text!r}: at most {2**63 // max(units.values())} {next(iter(units))}")
+    if kind == "bandwidth" and round(value) == 0:
+        raise ConfigError(f"{kind} {text!r}: at this rate no copy would end; for no limit, leave it out")
     return round(value)
 
 
