@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
-#include <sys/socket.h>
-
 #include <cstddef>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
-#include "base/helper.hpp"
-#include "base/unique_fd.hpp"
+#include "base/peer_socket.hpp"
 #include "dma/vfio_user_wire.hpp"
 
 namespace vhost_ioat::dma::vfio_user {
@@ -24,14 +22,12 @@ class Socket {
  public:
   /// Longer than any message of use for two regions of at most 16 KiB.
   static constexpr size_t max_message = 64 << 10;
-  static constexpr size_t max_fds = 8;
 
-  /// The socket, in which fds may wait unread, and what the peer sends are closed by `lane`.
-  Socket(UniqueFd fd, std::shared_ptr<HelperLane> lane);
+  /// The socket and what the peer sends are closed by `lane`. Throws std::system_error.
+  Socket(UniqueFd fd, std::shared_ptr<HelperLane> lane) : socket_(std::move(fd), std::move(lane)) {}
   Socket(const Socket&) = delete;
   Socket& operator=(const Socket&) = delete;
-  ~Socket();
-  int fd() const { return fd_.get(); }
+  int fd() const { return socket_.fd(); }
 
   enum class Answer {
     message,
@@ -46,10 +42,8 @@ class Socket {
 
  private:
   bool fill(std::span<std::byte> part, size_t before);
-  void collect_fds(msghdr& message);
 
-  UniqueFd fd_;
-  std::shared_ptr<HelperLane> lane_;
+  PeerSocket socket_;
   Message incoming_;
   size_t have_ = 0;  // bytes of header and payload
   bool closed_ = false;

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
-#include <sys/socket.h>
-
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
-#include "base/helper.hpp"
-#include "base/unique_fd.hpp"
+#include "base/peer_socket.hpp"
 #include "vhost_user/message.hpp"
 
 namespace vhost_ioat::vhost_user {
@@ -20,14 +18,12 @@ class Connection {
  public:
   enum class Received { message, nothing, closed, too_many_fds };
 
-  /// Makes the socket non-blocking. `closer`: closes the fds that the peer sends, and says how many it may have, and
-  /// the socket, in which some may wait unread; without one they are closed here.
-  explicit Connection(UniqueFd socket, std::shared_ptr<HelperLane> closer = nullptr);
-  Connection(Connection&&) = default;
-  Connection& operator=(Connection&&) = default;  // of one without a closer
-  ~Connection();
+  /// `closer`: closes the fds that the peer sends, and says how many it may have, and the socket; without one they are
+  /// closed here. Throws std::system_error.
+  explicit Connection(UniqueFd socket, std::shared_ptr<HelperLane> closer = nullptr)
+      : socket_(std::move(socket), std::move(closer)) {}
 
-  int fd() const { return socket_.get(); }
+  int fd() const { return socket_.fd(); }
 
   /// `message`: one has come whole. `nothing`: wait for the socket. `closed`: the peer left or broke the framing;
   /// error() says which, and it stays so. `too_many_fds`: nothing is read until fds sent before are closed.
@@ -43,12 +39,10 @@ class Connection {
   bool broken() const { return broken_; }  // closed since the framing was wrong, not since the peer left
 
  private:
-  void take_fds(const msghdr& control);
   void close(std::string why, bool broken);
   void lose(int error);
 
-  UniqueFd socket_;
-  std::shared_ptr<HelperLane> closer_;
+  PeerSocket socket_;
   wire::Header header_{};  // of incoming_
   Message incoming_;
   size_t received_ = 0;  // bytes of header_ and then of the payload

@@ -9,7 +9,7 @@
 namespace vhost_ioat::testing {
 
 /// Sends bytes and fds as they are, in one piece, whether they are a message or not.
-inline ssize_t send_raw(int socket, const void* bytes, size_t size, const std::vector<int>& fds = {}) {
+inline ssize_t send_raw(int socket, const void* bytes, size_t size, const std::vector<int>& fds = {}, int flags = 0) {
   iovec piece{const_cast<void*>(bytes), size};
   std::vector<char> control(CMSG_SPACE(fds.size() * sizeof(int)));
   msghdr header{};
@@ -24,7 +24,7 @@ inline ssize_t send_raw(int socket, const void* bytes, size_t size, const std::v
     rights->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
     std::memcpy(CMSG_DATA(rights), fds.data(), fds.size() * sizeof(int));
   }
-  return ::sendmsg(socket, &header, MSG_NOSIGNAL);
+  return ::sendmsg(socket, &header, MSG_NOSIGNAL | flags);
 }
 
 }  // namespace vhost_ioat::testing

@@ -54,9 +54,9 @@ def test_an_fd_whose_close_waits_holds_up_nobody(socket_path, name, payload):
         assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("where", ["unread", "too many", "not accepted"])
+@pytest.mark.parametrize("where", ["unread", "too many", "urgent", "not accepted"])
 def test_an_fd_that_is_never_received_holds_up_nobody(socket_path, where):
-    """The kernel closes it itself: with the socket it waits in, or when it does not fit what recvmsg() has room for."""
+    """The kernel would close it itself: with its socket, with urgent data, or when recvmsg() has no room for it."""
     port = EthVhost(socket_path)
     port.start()
     with (
@@ -72,7 +72,12 @@ def test_an_fd_that_is_never_received_holds_up_nobody(socket_path, where):
             if where == "unread":
                 second.socket.sendall(struct.pack("<III", 999, 1, 0x7FFF_FFFF))  # ends the session before the next one
             message = struct.pack("<III", 1, 1, 0)
-            thread = close_after(functools.partial(socket.send_fds, second.socket, [message], fds), held)
+            send = functools.partial(socket.send_fds, second.socket, [message], fds)
+            if where == "urgent":
+                send = functools.partial(socket.send_fds, second.socket, [message[:1]], fds, socket.MSG_OOB)
+            thread = close_after(send, held)
+            if where == "urgent":
+                second.socket.sendall(struct.pack("<III", 999, 1, 0x7FFF_FFFF))  # ends the session after it
             if where == "not accepted":
                 port.stop()
         until(lambda: second.receive() is None)
