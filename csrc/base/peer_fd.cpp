@@ -137,17 +137,26 @@ class PeerFd::PipeWriter final : public HelperJob, public std::enable_shared_fro
     if (broken_.load(std::memory_order_relaxed) || (::poll(&end, 1, 0) == 1 && (end.revents & POLLERR) != 0)) {
       return told_.exchange(true, std::memory_order_relaxed) ? Signalled::nobody : Signalled::failed;
     }
-    // Acquire, pairs with the release in dispose(): self_ is ours when there was nothing to do.
-    if (wanted_.fetch_add(1, std::memory_order_acq_rel) == 0) {
-      self_ = shared_from_this();
-      lane_->add(*this);
+    // Acquire, pairs with the release in dispose(): self_ is ours while there is nothing to do.
+    State state = state_.load(std::memory_order_acquire);
+    while (state == State::idle || state == State::writing) {
+      const State next = state == State::idle ? State::queued : State::writing_again;
+      if (!state_.compare_exchange_weak(state, next, std::memory_order_acq_rel)) continue;
+      if (next == State::queued) queue(shared_from_this());
+      break;
     }
     return Signalled::delivered;
   }
 
  private:
+  enum class State : uint8_t { idle, queued, writing, writing_again };
+
+  void queue(std::shared_ptr<PipeWriter> self) noexcept {
+    self_ = std::move(self);
+    lane_->add(*this);
+  }
   void run() noexcept override {
-    writing_ = wanted_.load(std::memory_order_acquire);
+    state_.store(State::writing, std::memory_order_release);  // who signals from now on may not be meant by this write
     ssize_t n;
     do {
       n = write_pipe(fd_.get());
@@ -155,16 +164,16 @@ class PeerFd::PipeWriter final : public HelperJob, public std::enable_shared_fro
     if (n < 0 && errno != EAGAIN && errno != ENOMEM) broken_.store(true, std::memory_order_relaxed);
   }
   void dispose() noexcept override {
-    auto kept = std::move(self_);
-    if (wanted_.fetch_sub(writing_, std::memory_order_acq_rel) == writing_) return;
-    self_ = std::move(kept);
-    lane_->add(*this);
+    auto self = std::move(self_);
+    State state = State::writing;
+    if (state_.compare_exchange_strong(state, State::idle, std::memory_order_acq_rel)) return;
+    state_.store(State::queued, std::memory_order_release);
+    queue(std::move(self));
   }
 
   const UniqueFd fd_;
   const std::shared_ptr<HelperLane> lane_;
-  std::atomic<uint32_t> wanted_{0};
-  uint32_t writing_ = 0;              // of them, by run()
+  std::atomic<State> state_{State::idle};
   std::shared_ptr<PipeWriter> self_;  // while there is something to write
   std::atomic<bool> broken_{false}, told_{false};
 };

@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <csignal>
+#include <cstddef>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -231,6 +237,29 @@ TEST_CASE("peer fd: a peer that is full counts as told, and does not hold us tho
       CHECK(peer);
     }
   }
+}
+
+TEST_CASE("peer fd: an eventfd is signalled without a write, which could wait whatever was looked at before it") {
+  const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+  const pid_t child = ::fork();
+  if (child == 0) {
+    PeerFd peer(event.get(), Use::signal);
+    sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_write, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_pwritev2, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+    };
+    const sock_fprog program{std::size(filter), filter};
+    ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) ::_exit(2);
+    ::_exit(peer.signal() == Signalled::delivered ? 0 : 1);
+  }
+  int status = -1;
+  ::waitpid(child, &status, 0);
+  CHECK(status == 0);
+  CHECK(PeerFd(event.get(), Use::wait).drain());
 }
 
 TEST_CASE("peer fd: an eventfd never holds us, whatever its peer does to the flag and the counter meanwhile") {
