@@ -55,7 +55,7 @@ struct Progress {
 
 struct Held {
   size_t fds = 0, mappings = 0;
-  bool operator==(const Held&) const = default;
+  bool within(const Held& other) const { return fds <= other.fds && mappings <= other.mappings; }
 };
 
 /// Open files, and shared mappings: private memory comes and goes with the allocator.
@@ -197,7 +197,8 @@ class Trial {
     }
     progress_.hit += progress_.shortage.calls != 0;
     neighbour_.exchange();
-    must(eventually([&] { return held() == before; }), "fds or mappings are left after close()");
+    // Not the same: what the helper had yet to close or unmap when these were counted has gone meanwhile.
+    must(eventually([&] { return held().within(before); }), "fds or mappings are left after close()");
     must(Ear(neighbour_.port()).heard() == 0, "the neighbour was disturbed");
   }
   uint64_t seen() const { return seen_; }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from resources import resources
+from resources import expect_resources, resources
 from traffic import at_port, until
 from vhost_ioat import ConfigError, EthVhost, VhostIoatError
 from vhost_ioat.testing import RawFrontend
@@ -152,7 +152,7 @@ def test_nothing_is_left_open(linked, socket_path):
         with EthVhost(f"{socket_path}x{n}", queues=4, ioats={0: "sw0"}), RawFrontend(f"{socket_path}x{n}") as frontend:
             assert frontend.is_answering()
     gc.collect()
-    assert resources().fds == before.fds
+    expect_resources(before)
 
 
 def test_a_port_left_open_is_closed_at_exit(socket_path):
