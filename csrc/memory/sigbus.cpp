@@ -21,6 +21,7 @@ struct WatchedRange {
   std::atomic<uintptr_t> size{0};  // 0: free
   std::atomic<uintptr_t> page_size{0};
   std::atomic<bool> torn{false};
+  std::atomic<uintptr_t> spare{0};  // a mapping that the handler may give up, to have another one
 };
 
 namespace {
@@ -47,6 +48,17 @@ static_assert(std::atomic<uintptr_t>::is_always_lock_free && std::atomic<const P
 /// be the guard: then the signal goes to the one before it, not round in circles.
 std::atomic<pid_t> passing_thread{0};
 std::atomic<const Previous*> passing_to{nullptr};
+/// The thread that was let pass last, until a fault was mended.
+std::atomic<pid_t> raised_by{0};
+
+constexpr size_t page_size_of_spare = 4096;
+
+/// A mapping to give up when there are too many for another one. Shared, so that the kernel does not make one of two.
+uintptr_t make_spare() {
+  void* spare = mmap(nullptr, page_size_of_spare, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (spare == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap of a spare page");
+  return reinterpret_cast<uintptr_t>(spare);
+}
 
 void set_range(WatchedRange& range, uintptr_t start, uintptr_t size, uintptr_t page_size) {
   const uint32_t version = range.version.load(std::memory_order_relaxed);
@@ -60,6 +72,11 @@ void set_range(WatchedRange& range, uintptr_t start, uintptr_t size, uintptr_t p
 }
 
 /// Only what is async-signal-safe from here on.
+
+bool replace(uintptr_t start, uintptr_t size) {
+  return mmap(reinterpret_cast<void*>(start), size, PROT_READ | PROT_WRITE,
+              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
+}
 
 /// Truncation takes a file's end away, so everything from the faulting page to the end of the range is replaced: a
 /// front end that truncates gigabytes costs one mapping and not one for each page.
@@ -75,8 +92,10 @@ bool mend(WatchedRange& range, uintptr_t address) {
   const uintptr_t page = address & ~(page_size - 1);
   range.torn.store(true, std::memory_order_relaxed);
   mended_count.fetch_add(1, std::memory_order_release);  // pairs with the load in times_mended(): torn is set before
-  return mmap(reinterpret_cast<void*>(page), start + size - page, PROT_READ | PROT_WRITE,
-              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
+  if (replace(page, start + size - page)) return true;
+  const uintptr_t spare = range.spare.exchange(0, std::memory_order_relaxed);
+  return spare != 0 && munmap(reinterpret_cast<void*>(spare), page_size_of_spare) == 0 &&
+         replace(page, start + size - page);
 }
 
 bool mend_any(uintptr_t address) {
@@ -84,6 +103,14 @@ bool mend_any(uintptr_t address) {
     for (WatchedRange& range : chunk->ranges) {
       if (mend(range, address)) return true;
     }
+  }
+  return false;
+}
+
+bool any_watched() {
+  for (RangeChunk* chunk = &first_chunk; chunk; chunk = chunk->next.load(std::memory_order_acquire)) {
+    for (const WatchedRange& range : chunk->ranges)
+      if (range.size.load(std::memory_order_relaxed) != 0) return true;
   }
   return false;
 }
@@ -116,10 +143,22 @@ void pass_on(int signal, siginfo_t* info, void* context) {
   if (!nested) passing_thread.store(0, std::memory_order_relaxed);
 }
 
+/// A handler that was installed after the guard, such as faulthandler's, may take a fault first, reinstate the guard
+/// and raise the signal again, without the address. So what a thread sends itself, while there is something to mend, is
+/// let pass once: if it was a fault, it comes again, and here.
+bool raised_anew(const siginfo_t& info) {
+  return info.si_code == SI_TKILL && info.si_pid == getpid() && any_watched() &&
+         raised_by.exchange(gettid(), std::memory_order_relaxed) != gettid();
+}
+
 void on_sigbus(int signal, siginfo_t* info, void* context) {
   const int saved_errno = errno;
   const bool fault = info->si_code > 0;  // else sent by kill(), and si_addr means nothing
-  if (!fault || !mend_any(reinterpret_cast<uintptr_t>(info->si_addr))) pass_on(signal, info, context);
+  if (fault && mend_any(reinterpret_cast<uintptr_t>(info->si_addr))) {
+    raised_by.store(0, std::memory_order_relaxed);
+  } else if (fault || !raised_anew(*info)) {
+    pass_on(signal, info, context);
+  }
   errno = saved_errno;
 }
 
@@ -140,11 +179,19 @@ void ensure_sigbus_guard() {
   if (sigaction(SIGBUS, &guard, nullptr) != 0) throw std::system_error(errno, std::generic_category(), "sigaction");
 }
 
+void unblock_sigbus() noexcept {
+  sigset_t only;
+  sigemptyset(&only);
+  sigaddset(&only, SIGBUS);
+  pthread_sigmask(SIG_UNBLOCK, &only, nullptr);
+}
+
 WatchedRange* watch_range(void* start, size_t size, size_t page_size) {
   const std::lock_guard lock(change_mutex);
   for (RangeChunk* chunk = &first_chunk;; chunk = chunk->next.load(std::memory_order_relaxed)) {
     for (WatchedRange& range : chunk->ranges) {
       if (range.size.load(std::memory_order_relaxed) != 0) continue;
+      range.spare.store(make_spare(), std::memory_order_relaxed);  // ours alone until the range is set
       set_range(range, reinterpret_cast<uintptr_t>(start), size, page_size);
       return &range;
     }
@@ -155,6 +202,8 @@ WatchedRange* watch_range(void* start, size_t size, size_t page_size) {
 void forget_range(WatchedRange* range) {
   const std::lock_guard lock(change_mutex);
   set_range(*range, 0, 0, 0);
+  const uintptr_t spare = range->spare.exchange(0, std::memory_order_relaxed);
+  if (spare != 0) munmap(reinterpret_cast<void*>(spare), page_size_of_spare);
 }
 
 const std::atomic<bool>& torn_flag(const WatchedRange* range) { return range->torn; }

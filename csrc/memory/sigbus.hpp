@@ -13,6 +13,18 @@ namespace vhost_ioat::memory {
 /// Makes the guard the process's SIGBUS handler, if it is not. Called whenever a file is mapped; cheap.
 void ensure_sigbus_guard();
 
+void unblock_sigbus() noexcept;
+/// A thread that blocks the signal, as workers often block all, would end the process with its first fault. Called
+/// before a thread touches guest memory; does something once a thread.
+inline void let_sigbus_through() noexcept {
+  // initial-exec: a byte of the thread's own block, as other storage is only made at its first use, and may not be had.
+  [[gnu::tls_model("initial-exec")]] static thread_local bool through = false;
+  if (through) [[likely]]
+    return;
+  through = true;
+  unblock_sigbus();
+}
+
 /// A range the guard mends. Its flag may be read as long as the range is watched.
 struct WatchedRange;
 WatchedRange* watch_range(void* start, size_t size, size_t page_size);

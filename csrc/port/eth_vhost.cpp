@@ -155,6 +155,7 @@ class Visit {
   Visit(Owner& owner, const char* direction, uint32_t queue) : owner_(owner), entry_(owner.enter()) {
     if (entry_ == Owner::Entry::second_caller) [[unlikely]]
       throw Error(format("another thread is inside %s queue %u: one caller per queue and direction", direction, queue));
+    memory::let_sigbus_through();
   }
   ~Visit() {
     if (inside()) owner_.leave();

@@ -12,6 +12,7 @@
 #include <functional>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "base/error.hpp"
@@ -233,7 +234,7 @@ TEST_CASE("a bus error elsewhere kills when no handler was there before, sent si
   CHECK(WTERMSIG(fault) == SIGBUS);
   const auto sent = in_child([] {
     ensure_sigbus_guard();
-    raise(SIGBUS);
+    for (int i = 0; i < 2; ++i) raise(SIGBUS);  // once it may be a fault that another handler passes on
   });
   CHECK(WIFSIGNALED(sent));
 }
@@ -249,6 +250,59 @@ TEST_CASE("a handler that came after the guard is asked once when it puts the gu
   });
   CHECK(WIFEXITED(status));
   CHECK(WEXITSTATUS(status) == 7);
+}
+
+namespace {
+/// A file of two pages that has lost the second one, mapped in this process.
+std::shared_ptr<GuestMapping> truncated() {
+  const UniqueFd fd = memory_file(2 * page);
+  auto mapping = GuestMapping::from_fd(fd.get(), 0, 2 * page);
+  (void)!ftruncate(fd.get(), static_cast<off_t>(page));
+  return mapping;
+}
+void touch(const std::shared_ptr<GuestMapping>& mapping, size_t offset) {
+  if (static_cast<const volatile uint8_t*>(mapping->data())[offset] != 0) _exit(1);
+}
+}  // namespace
+
+TEST_CASE("a truncated page is mended though a handler that came later has taken the fault first") {
+  const int status = in_child([] {
+    const auto mapping = truncated();
+    set_handler(restore_and_raise);
+    touch(mapping, page);
+    set_handler(restore_and_raise);
+    touch(truncated(), page);
+  });
+  CHECK(WIFEXITED(status));
+}
+
+TEST_CASE("a truncated page is mended on a thread that blocks all signals") {
+  bool touched = false;  // else this process has ended
+  std::thread([&] {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, nullptr);
+    let_sigbus_through();
+    touch(truncated(), page);
+    touched = true;
+  }).join();
+  CHECK(touched);
+}
+
+TEST_CASE("a truncated page is mended when no further mapping can be had" * doctest::skip(sanitized)) {
+  const int status = in_child([] {
+    const auto first = truncated(), second = truncated();
+    // Neighbours that differ count as mappings of their own.
+    constexpr size_t most = 1 << 21;
+    auto* many = static_cast<char*>(mmap(nullptr, most * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    size_t at = 0;
+    while (at < most && mprotect(many + at * page, page, PROT_READ) == 0) at += 2;
+    if (at >= most) _exit(2);
+    touch(first, page);
+    touch(second, page);
+  });
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
 }
 
 TEST_CASE("an ignored bus error is ignored when it was sent") {
