@@ -2,7 +2,6 @@
 #include "base/helper.hpp"
 
 #include <pthread.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <chrono>
@@ -18,8 +17,9 @@
 namespace vhost_ioat {
 
 namespace {
-constexpr auto idle_time = std::chrono::seconds(5);  // after it, a thread that nobody needs ends
-}
+constexpr auto idle_time = std::chrono::seconds(5);          // after it, a thread that nobody needs ends
+constexpr auto retry_time = std::chrono::milliseconds(100);  // before another try to start one
+}  // namespace
 
 /// The helper threads of this process. Never destroyed: a thread may be stuck in a job when the process ends.
 class HelperThreads {
@@ -38,7 +38,7 @@ class HelperThreads {
   /// Makes sure that there is a thread as long as the lane lives.
   void admit_lane() {
     std::unique_lock lock(mutex_);
-    if (threads_ == 0) start(lock);
+    if (threads_ == 0) start();
     ++lanes_;
   }
   void dismiss_lane() noexcept {
@@ -49,6 +49,7 @@ class HelperThreads {
   void schedule(HelperLane& lane) noexcept {
     const std::lock_guard lock(mutex_);
     append(lane);
+    if (waiting_ == 0) try_start();  // no other could be had when the last one began its job
     work_.notify_one();
   }
 
@@ -59,7 +60,7 @@ class HelperThreads {
     last_ = &lane;
   }
 
-  void start(std::unique_lock<std::mutex>&) {
+  void start() {
     const BlockSignals blocked;  // inherited by the thread
     std::thread([this, reserve = ThrowReserve()]() mutable {
       reserve.ready();
@@ -67,6 +68,27 @@ class HelperThreads {
     }).detach();
     ++threads_;
     ++waiting_;
+  }
+
+  void try_start() noexcept {
+    try {
+      start();
+    } catch (const std::exception&) {
+      // No more threads are to be had.
+    }
+  }
+
+  /// The next lane. With `last`, no other thread is left to serve the rest: then none on which peers' files are closed,
+  /// as that may never end, and one peer would keep all others from having their memory mapped.
+  HelperLane* take(bool last) noexcept {
+    HelperLane* before = nullptr;
+    for (HelperLane* lane = first_; lane; before = std::exchange(lane, lane->next_scheduled_)) {
+      if (last && lane->most_fds_ != 0) continue;
+      (before ? before->next_scheduled_ : first_) = lane->next_scheduled_;
+      if (last_ == lane) last_ = before;
+      return lane;
+    }
+    return nullptr;
   }
 
   void serve() noexcept {
@@ -78,21 +100,18 @@ class HelperThreads {
       while (!needed()) {
         if (work_.wait_for(lock, idle_time) == std::cv_status::timeout && waiting_ > 1 && !first_) break;
       }
-      --waiting_;
       if (!first_) {
+        --waiting_;
         --threads_;
         return;
       }
-      HelperLane* const lane = first_;
-      first_ = lane->next_scheduled_;
-      if (!first_) last_ = nullptr;
-      if (waiting_ == 0) {
-        try {
-          start(lock);  // so that the next lane need not wait for this one's job
-        } catch (const std::exception&) {
-          // No more threads are to be had: the lanes are served one after the other.
-        }
+      if (waiting_ == 1) try_start();  // so that the next lane need not wait for this one's job
+      HelperLane* const lane = take(waiting_ == 1 && threads_ > 1);
+      if (!lane) {
+        work_.wait_for(lock, retry_time);
+        continue;
       }
+      --waiting_;
       lock.unlock();
       std::shared_ptr<HelperLane> through = lane->do_one();
       const bool more = !through;
@@ -166,11 +185,12 @@ UniqueFd HelperLane::adopt(int fd) noexcept {
 }
 
 void HelperLane::end_connection(UniqueFd socket) noexcept {
-  if (!socket || born_ != fork_generation()) return;  // a child closes its copy, and ends nothing
-  ::shutdown(socket.get(), SHUT_RDWR);                // from now on nothing comes
-  int unread = 0;
-  if (::ioctl(socket.get(), FIONREAD, &unread) == 0 && unread == 0) return;
-  socket = adopt(socket.release());
+  if (born_ != fork_generation()) {  // a child closes its copy, and ends nothing
+    UniqueFd(socket.release()).reset();
+  } else if (socket) {
+    ::shutdown(socket.get(), SHUT_RDWR);  // from now on nothing comes
+    if (!socket.closer()) socket = adopt(socket.release());
+  }
 }
 
 /// One job, or the closing of one fd. Returns the lane when that was the last.

@@ -30,8 +30,9 @@ class HelperJob {
 /// A line of jobs for the helper threads, done one after the other; a port has some of its own.
 ///
 /// One helper thread serves the process. It has another one wait beside it before it begins a job, so a job that blocks
-/// keeps up its own lane and no other. Threads that nobody needs end. What a lane holds is bounded by whoever fills it:
-/// pending() says how much waits, and a port asks its peer for no more while that is a lot.
+/// keeps up its own lane and no other. Where no more threads can be had, the last one leaves alone what lanes with fds
+/// have to do, and one is tried for again and again. Threads that nobody needs end. What a lane holds is bounded by
+/// whoever fills it: pending() says how much waits, and a port asks its peer for no more while that is a lot.
 ///
 /// Any thread may add to a lane; nothing of that can fail or wait. A lane is let go of by dropping it: jobs that wait
 /// are still done. In a forked child, which has no helper threads, jobs are kept undone and fds open.
@@ -51,12 +52,12 @@ class HelperLane final : public FdCloser, public std::enable_shared_from_this<He
   /// The fd will be closed by this lane. There must be room.
   UniqueFd adopt(int fd) noexcept;
   void close_later(int fd) noexcept override;
-  /// Ends a connection. In what nobody has read of it fds may wait, and end with it: then it is closed by this lane.
-  /// There must be room.
+  /// Ends a connection, and closes the socket on this lane: in what nobody has read of it fds may wait, and end with
+  /// it. Unless it was adopted, there must be room.
   void end_connection(UniqueFd socket) noexcept;
 
  private:
-  friend class HelperThreads;
+  friend class HelperThreads;  // of which the mutex guards next_scheduled_
   explicit HelperLane(size_t most_fds);
   void schedule() noexcept;
   std::shared_ptr<HelperLane> do_one() noexcept;

@@ -1,9 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstddef>
 #include <future>
+#include <iterator>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -19,6 +28,12 @@
 using namespace vhost_ioat;
 
 namespace {
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool sanitized = true;  // it starts threads in a forked child
+#else
+constexpr bool sanitized = false;
+#endif
 
 struct Call final : HelperJob {
   explicit Call(std::function<void()> made) : call(std::move(made)) {}
@@ -75,6 +90,41 @@ TEST_CASE("helper: a lane whose job blocks keeps up no other lane") {
   stuck.clear();  // what waits is done all the same
   release.set_value();
   wait_until([&] { return ended == 5; });
+}
+
+TEST_CASE("helper: where no more threads can be had, the last one does nothing for lanes with fds" *
+          doctest::skip(sanitized)) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    Latch begun, mapped;
+    std::promise<void> never;
+    std::atomic<bool> closing{false};
+    const auto stuck = HelperLane::create(1), next = HelperLane::create(1), memory = HelperLane::create();
+    add(*stuck, [&] {
+      begun.open();
+      never.get_future().wait();
+    });
+    begun.wait();
+    // From now on every attempt to start a thread fails, in all threads.
+    sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone3, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EAGAIN),
+    };
+    const sock_fprog program{std::size(filter), filter};
+    ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) != 0) ::_exit(2);
+    add(*next, [&] { closing = true; });
+    add(*memory, [&] { mapped.open(); });
+    mapped.wait();
+    ::_exit(closing ? 1 : 0);
+  }
+  int status = -1;
+  CHECK(testing::eventually([&] { return ::waitpid(child, &status, WNOHANG) == child; }));
+  if (status == -1) ::kill(child, SIGKILL);
+  CHECK(status == 0);
 }
 
 TEST_CASE("helper: fds of a lane are closed by it, and counted until then") {
