@@ -4,45 +4,23 @@
 #include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <system_error>
 #include <utility>
 
 namespace vhost_ioat {
 namespace {
 
-/// What came. Its fds are open, and nobody owns them yet.
-struct Read {
-  ssize_t bytes = -1;
-  bool truncated = false;  // some fds were left out
-  size_t count = 0;
-  int fds[PeerSocket::scm_max_fds];
-};
-
-Read read_some(int socket, std::span<std::byte> bytes, int flags) noexcept {
-  iovec data{bytes.data(), bytes.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(PeerSocket::scm_max_fds * sizeof(int))];
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  Read read;
+ssize_t receive_from(int socket, msghdr& message, int flags) noexcept {
+  ssize_t n;
   do {
-    read.bytes = ::recvmsg(socket, &message, flags | MSG_CMSG_CLOEXEC);
-  } while (read.bytes < 0 && errno == EINTR);
-  if (read.bytes < 0) return read;
-  read.truncated = (message.msg_flags & MSG_CTRUNC) != 0;
-  for (cmsghdr* part = CMSG_FIRSTHDR(&message); part; part = CMSG_NXTHDR(&message, part)) {
-    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
-    const size_t size = part->cmsg_len - CMSG_LEN(0);
-    std::memcpy(read.fds + read.count, CMSG_DATA(part), size);
-    read.count += size / sizeof(int);
-  }
-  return read;
+    n = ::recvmsg(socket, &message, flags | MSG_CMSG_CLOEXEC);
+  } while (n < 0 && errno == EINTR);
+  return n;
 }
 
 }  // namespace
@@ -61,28 +39,40 @@ PeerSocket::~PeerSocket() {
 }
 
 ssize_t PeerSocket::receive(std::span<std::byte> bytes, std::vector<UniqueFd>& fds) {
-  fds.reserve(fds.size() + 2 * scm_max_fds);
-  const auto keep = [&](const Read& read) {
-    for (size_t i = 0; i < read.count; ++i) fds.push_back(lane_ ? lane_->adopt(read.fds[i]) : UniqueFd(read.fds[i]));
-  };
-  const Read look = read_some(fd(), bytes, MSG_PEEK);
-  if (look.bytes <= 0) return look.bytes;
-  Read taken;
-  int error = EMFILE;
-  if (!look.truncated) {
-    taken = read_some(fd(), bytes.first(static_cast<size_t>(look.bytes)), 0);
-    if (taken.bytes < 0) error = errno;
-    if (taken.truncated) taken.bytes = -1;
-    keep(taken);
-    if (fds.size() > most_fds) taken.bytes = -1;
+  fds.reserve(fds.size() + scm_max_fds);
+  std::vector<UniqueFd> copies;
+  copies.reserve(scm_max_fds);
+  iovec data{bytes.data(), bytes.size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(scm_max_fds * sizeof(int))];
+  msghdr look{};
+  look.msg_iov = &data;
+  look.msg_iovlen = 1;
+  look.msg_control = control;
+  look.msg_controllen = sizeof control;
+  ssize_t n = receive_from(fd(), look, MSG_PEEK);
+  if (n <= 0) return n;
+  for (cmsghdr* part = CMSG_FIRSTHDR(&look); part; part = CMSG_NXTHDR(&look, part)) {
+    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
+    for (size_t at = CMSG_LEN(0); at < part->cmsg_len; at += sizeof(int)) {
+      int fd;
+      std::memcpy(&fd, reinterpret_cast<const char*>(part) + at, sizeof fd);
+      copies.push_back(lane_ ? lane_->adopt(fd) : UniqueFd(fd));
+    }
   }
-  if (taken.bytes < 0) {
-    keep(look);
-    errno = error;
-  } else {  // each of these files is open as one of `fds`, or still in the socket
-    for (size_t i = 0; i < look.count; ++i) ::close(look.fds[i]);
+  if ((look.msg_flags & MSG_CTRUNC) != 0) {
+    errno = EMFILE;
+    return -1;
   }
-  return taken.bytes;
+  msghdr taken{};
+  data.iov_len = static_cast<size_t>(n);
+  taken.msg_iov = &data;
+  taken.msg_iovlen = 1;
+  n = receive_from(fd(), taken, 0);
+  // Truncated: there were fds, and the copies are of those. Else they are of the message after it, and come again.
+  if (n >= 0 && (taken.msg_flags & MSG_CTRUNC) != 0) std::ranges::move(copies, std::back_inserter(fds));
+  if (fds.size() <= most_fds) return n;
+  errno = EMFILE;
+  return -1;
 }
 
 }  // namespace vhost_ioat

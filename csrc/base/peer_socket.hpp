@@ -18,8 +18,8 @@ namespace vhost_ioat {
 ///
 /// The kernel closes an fd itself when it has no room for it (in the control data, in the table of this process), when
 /// it is dropped with urgent data, and when it waits in a socket that is closed. So a message is looked at first, which
-/// leaves the fds in the socket and gives us copies, and is taken while those hold the files; urgent data are data; and
-/// the socket is closed by the lane if there is anything unread in it.
+/// leaves the fds in the socket and gives us copies, and is taken without them while those hold the files; urgent data
+/// are data; and the lane closes the socket. It closes the copies, too: to some file systems each close() is told.
 ///
 /// One thread at a time.
 class PeerSocket {
@@ -28,8 +28,8 @@ class PeerSocket {
   static constexpr size_t most_fds = budget::fds_a_message;
   /// As many as the kernel lets through at once (SCM_MAX_FD).
   static constexpr size_t scm_max_fds = 253;
-  /// How many fds the reads of a message, and the end, may give to the lane, see has_room().
-  static constexpr size_t fds_at_worst = most_fds + 2 * scm_max_fds + 1;
+  /// How many fds the reads of a message may give to the lane, see has_room().
+  static constexpr size_t fds_at_worst = most_fds + 2 * scm_max_fds;
 
   /// Throws std::system_error. `lane`: closes the fds that come. Without one all is closed here.
   explicit PeerSocket(UniqueFd socket, std::shared_ptr<HelperLane> lane = nullptr);
@@ -38,6 +38,7 @@ class PeerSocket {
   ~PeerSocket();
 
   int fd() const { return socket_.get(); }
+  const std::shared_ptr<HelperLane>& lane() const { return lane_; }
 
   /// Before each message: may its fds be given to the lane? Else nothing is to be read until some of them are closed.
   bool has_room() const { return !lane_ || lane_->has_room_for_fds(fds_at_worst); }

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cerrno>
+#include <future>
 #include <optional>
 #include <vector>
 
@@ -83,6 +84,33 @@ TEST_CASE("peer socket: bytes come with the fds they were sent with, once") {
   bench.peer.reset();
   char byte;
   CHECK(bench.socket->receive(std::as_writable_bytes(std::span(&byte, 1)), bench.fds) == 0);
+}
+
+TEST_CASE("peer socket: a copy of an fd is not closed by who reads, as its file system may be asked about that") {
+  Bench bench;
+  std::promise<void> begun, release;
+  struct Wait final : HelperJob {
+    explicit Wait(std::promise<void>& begins, std::future<void> ends) : begun(begins), end(std::move(ends)) {}
+    void run() noexcept override {
+      begun.set_value();
+      end.wait();
+    }
+    std::promise<void>& begun;
+    std::future<void> end;
+  };
+  const std::shared_ptr<HelperLane> lane = bench.socket->lane();
+  lane->add(*new Wait(begun, release.get_future()));
+  begun.get_future().wait();
+  REQUIRE(testing::send_raw(bench.peer.get(), "abc", 3) == 3);
+  bench.send("def", 2);
+  CHECK(bench.receive(3) == "abc");
+  const size_t copies = lane->pending() - 1;  // of the next message's fds, where a look goes that far
+  CHECK((copies == 0 || copies == 2));
+  CHECK(bench.receive(3) == "def");
+  CHECK(bench.fds.size() == 2);
+  bench.fds.clear();
+  CHECK(lane->pending() == 1 + copies + 2);
+  release.set_value();
 }
 
 TEST_CASE("peer socket: more fds than a message has are all the lane's") {
