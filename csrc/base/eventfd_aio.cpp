@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <ctime>
 #include <mutex>
+#include <optional>
 
 namespace vhost_ioat::eventfd_aio {
 namespace {
@@ -49,10 +50,11 @@ bool signal_through(aio_context_t by, int fd) noexcept {
   return false;
 }
 
-/// With an eventfd of our own, since a sandbox may let one call through and not the other.
-bool works(aio_context_t made) noexcept {
+/// Does it? With an eventfd of our own, since a sandbox may let one call through and not the other; nullopt: there are
+/// none to try with.
+std::optional<bool> works(aio_context_t made) noexcept {
   const int fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (fd < 0) return false;
+  if (fd < 0) return std::nullopt;
   uint64_t count = 0;
   const bool signalled = signal_through(made, fd) && ::read(fd, &count, sizeof count) == sizeof count && count == 1;
   const bool told = submit(made, fd, 1u << 31) < 0 && errno == EOPNOTSUPP;
@@ -71,13 +73,17 @@ aio_context_t make() noexcept {
   aio_context_t known = context.load(std::memory_order_relaxed);
   if (known != 0) return known;
   aio_context_t made = 0;
-  if (registered != 0 || ::syscall(SYS_io_setup, requests, &made) != 0) {
+  if (registered != 0) return none;
+  bool shortage = false;  // of memory, of fds, of what all users together may have: the next call tries again
+  if (::syscall(SYS_io_setup, requests, &made) != 0) {
+    shortage = errno == EAGAIN || errno == ENOMEM;
     made = none;
-  } else if (!works(made)) {
+  } else if (const auto answer = works(made); !answer.value_or(false)) {
     ::syscall(SYS_io_destroy, made);
+    shortage = !answer;
     made = none;
   }
-  context.store(made, std::memory_order_relaxed);
+  if (!shortage) context.store(made, std::memory_order_relaxed);
   return made;
 }
 
