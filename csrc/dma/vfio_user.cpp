@@ -81,13 +81,20 @@ void VfioUserServer::Interrupt::raise() {
 
 bool VfioUserServer::has_room() {
   std::erase_if(lanes_, [](const auto& lane) { return lane->pending() == 0; });
-  return lanes_.size() < budget::former_sessions;
+  if (lanes_.size() >= budget::former_sessions) return false;
+  try {  // here, since a connection without a lane would be closed by the server, and that may take long
+    lanes_.reserve(budget::former_sessions);
+    if (!next_lane_) next_lane_ = HelperLane::create(budget::fds_of_card);
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
 }
 
 void VfioUserServer::attach(UniqueFd connection, HalfOpen::Time now) {
   detach();
-  lanes_.push_back(HelperLane::create(budget::fds_of_card));
-  socket_.emplace(std::move(connection), lanes_.back());
+  lanes_.push_back(next_lane_ ? std::exchange(next_lane_, nullptr) : HelperLane::create(budget::fds_of_card));
+  socket_.emplace(lanes_.back()->adopt(connection.release()), lanes_.back());
   half_open_.connected(now);
 }
 
@@ -118,6 +125,7 @@ bool VfioUserServer::serve(std::chrono::milliseconds timeout) {
       pollfd readable{socket_->fd(), static_cast<short>(pause ? 0 : POLLIN), 0};
       // A signal ends the turn, so that the caller can look at it.
       if (::poll(&readable, 1, pause ? 1 : static_cast<int>(left.count())) < 0) return true;
+      if (pause && readable.revents != 0) throw Error("the peer closed the connection");
     }
   } catch (const std::exception& error) {
     why_ = error.what();
@@ -210,10 +218,9 @@ std::shared_ptr<memory::GuestMapping> VfioUserServer::file_of(int fd) {
   require(::fstat(fd, &file) == 0 && file.st_size > 0, EBADF);
   const std::pair<uint64_t, uint64_t> key{file.st_dev, file.st_ino};
   const auto size = static_cast<uint64_t>(file.st_size);
-  const auto known = files_.find(key);
-  if (auto mapping = known == files_.end() ? nullptr : known->second.lock(); mapping && mapping->size() >= size)
-    return mapping;
   std::erase_if(files_, [](const auto& entry) { return entry.second.expired(); });
+  for (auto [known, end] = files_.equal_range(key); known != end; ++known)
+    if (auto mapping = known->second.lock(); mapping && mapping->size() >= size) return mapping;
   uint64_t bytes = 0;
   for (const auto& [other, mapped] : files_)
     if (const auto mapping = mapped.lock()) bytes += mapping->size();
@@ -221,7 +228,7 @@ std::shared_ptr<memory::GuestMapping> VfioUserServer::file_of(int fd) {
               bytes <= budget::physical_memory() - size,
           ENOSPC);
   const auto mapping = memory::GuestMapping::from_fd(fd, 0, size);
-  files_[key] = mapping;
+  files_.emplace(key, mapping);
   return mapping;
 }
 

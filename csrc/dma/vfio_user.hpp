@@ -75,12 +75,14 @@ class VfioUserServer {
   const std::shared_ptr<void> seat_;
   std::shared_ptr<Interrupt> interrupt_ = std::make_shared<Interrupt>();
   std::vector<std::shared_ptr<HelperLane>> lanes_;  // of former connections, and of the present one
+  std::shared_ptr<HelperLane> next_lane_;
   std::optional<vfio_user::Socket> socket_;
   HalfOpen half_open_;
   std::string why_;
   /// Guest memory is few files but, behind an IOMMU of the guest, thousands of mappings of a page each: so each file is
-  /// mapped once, whole, by device and inode, and the mappings point into it.
-  std::map<std::pair<uint64_t, uint64_t>, std::weak_ptr<memory::GuestMapping>> files_;
+  /// mapped once, whole, by device and inode, and the mappings point into it. One that has grown since is mapped again,
+  /// and both count while both are used.
+  std::multimap<std::pair<uint64_t, uint64_t>, std::weak_ptr<memory::GuestMapping>> files_;
 };
 
 }  // namespace vhost_ioat::dma

@@ -367,6 +367,14 @@ TEST_CASE("a machine may share as much memory as there is, in so many files, and
   CHECK(monitor.unmap(0x10000, 4096) == 0);
   CHECK(monitor.map(0x20000, 4096, 0, {second.get()}) == 0);  // the other one is not mapped any more
   CHECK(monitor.unmap(0, 0, unmap_all) == 0);
+  // A file that grows is mapped anew, and all its mappings count while they are used.
+  const uint64_t quarter = budget::physical_memory() / 4 & ~uint64_t{4095};
+  const UniqueFd grows = file_of(quarter);
+  for (uint64_t i = 0; i < 4; ++i) {
+    CHECK(monitor.map(0x10000 + i * 4096, 4096, quarter + i * 4096 - 4096, {grows.get()}) == (i < 3 ? 0 : ENOSPC));
+    REQUIRE(::ftruncate(grows.get(), static_cast<off_t>(quarter + (i + 1) * 4096)) == 0);
+  }
+  CHECK(monitor.unmap(0, 0, unmap_all) == 0);
   for (size_t i = 0; i < budget::files_of_card; ++i) {
     const UniqueFd fd = file_of(4096);
     REQUIRE(testing::eventually([&] { return testing::open_fds() <= before + 32; }));  // see "whatever is sent"
