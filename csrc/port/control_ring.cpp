@@ -61,7 +61,7 @@ void ControlRing::setup(RingSetup setup, vhost_user::SharedFd kick) noexcept {
     ring_.start(setup.at, setup.size, setup.features, setup.last_avail);
   }
   try {
-    if (kick) loop_->add_fd(kick->owned.get(), EPOLLIN, [this](uint32_t) { on_kick(); });
+    if (kick) loop_->add_fd(kick->owned.get(), EPOLLIN | EPOLLET, [this](uint32_t) { serve(); });
     kick_ = std::move(kick);
   } catch (const std::exception&) {  // without a watch it is polled, as without a kick fd
   }
@@ -72,11 +72,6 @@ void ControlRing::stop_watching() noexcept {
   again_.cancel();
   if (kick_) loop_->remove_fd(kick_->owned.get());
   kick_.reset();
-}
-
-void ControlRing::on_kick() {
-  kick_->peer.drain();
-  serve();
 }
 
 void ControlRing::serve() {

@@ -34,7 +34,6 @@ class ControlRing {
 
  private:
   void stop_watching() noexcept;
-  void on_kick();
   void serve();
   bool serve_one();
 
@@ -46,7 +45,7 @@ class ControlRing {
   virtio::ControlQueue queue_;
   std::shared_ptr<const memory::RegionTable> memory_;
   const memory::Region* hint_ = nullptr;
-  vhost_user::SharedFd kick_, call_, err_;  // kick_: watched by the loop; none: the ring is polled
+  vhost_user::SharedFd kick_, call_, err_;  // kick_: watched for its edges; none: polled
   EventLoop::Timer again_;
 };
 
