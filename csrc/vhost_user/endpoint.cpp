@@ -106,14 +106,16 @@ void Endpoint::on_listener() {
     return end(reason, true);
   }
   if (!may_begin()) return;
+  Lanes lanes = make_lanes();
   UniqueFd socket = listener_->accept();
-  if (socket) return begin(std::move(socket));
+  if (socket) return begin(std::move(socket), std::move(lanes));
   if (errno != EAGAIN) try_again_later("accept", errno);
 }
 
 void Endpoint::try_connect() {
+  Lanes lanes = make_lanes();
   UniqueFd socket = connect_socket(config_.path);
-  if (socket) return begin(std::move(socket));
+  if (socket) return begin(std::move(socket), std::move(lanes));
   try_again_later("connect", errno);
 }
 
@@ -143,26 +145,34 @@ bool Endpoint::may_begin() noexcept {
   return false;
 }
 
-void Endpoint::begin(UniqueFd socket) {
-  last_error_ = 0;
-  watch_listener(false);
+/// Before the connection: when they cannot be had, there must not be a socket to close, in which something may wait.
+Endpoint::Lanes Endpoint::make_lanes() {
   const auto flush_task = [this] {
     return std::make_unique<HelperTask>(loop_, [] {}, [this](const std::exception_ptr&) { flush(); });
   };
-  lanes_ = {HelperLane::create(), HelperLane::create(budget::fds_kept), flush_task(), flush_task()};
+  return {HelperLane::create(), HelperLane::create(budget::fds_kept), flush_task(), flush_task()};
+}
+
+void Endpoint::begin(UniqueFd socket, Lanes lanes) {
+  lanes_ = std::move(lanes);
+  socket = lanes_.fds->adopt(socket.release());
+  last_error_ = 0;
+  watch_listener(false);
   connection_ = std::make_unique<Connection>(std::move(socket), lanes_.fds);
   session_ = owner_.make_session();
   watched_ = EPOLLIN;
-  loop_->add_fd(connection_->fd(), watched_, [this](uint32_t) { on_socket(); });
+  loop_->add_fd(connection_->fd(), watched_, [this](uint32_t events) { on_socket(events); });
   half_open_.connected(Clock::now());
   if (listener_) timer_.arm(half_open_.ends());
 }
 
 // --- A session
 
-void Endpoint::on_socket() {
-  // While suspended nothing is asked of the socket, so that this is a hang-up, which cannot be masked.
-  if (suspended_) return end("the peer left", false);
+void Endpoint::on_socket(uint32_t events) {
+  if (watched_ == 0) {  // nothing was asked for, but a hang-up cannot be masked
+    if ((events & (EPOLLHUP | EPOLLERR)) != 0) end("the peer left", false);
+    return;
+  }
   if (!connection_->flush()) return end(connection_->error().c_str(), connection_->broken());
   handle_messages();
 }

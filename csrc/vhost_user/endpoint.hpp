@@ -91,8 +91,9 @@ class Endpoint {
   void try_connect();
   void try_again_later(const char* what, int error) noexcept;
   bool may_begin() noexcept;
-  void begin(UniqueFd socket);
-  void on_socket();
+  Lanes make_lanes();
+  void begin(UniqueFd socket, Lanes lanes);
+  void on_socket(uint32_t events);
   void handle_messages();
   void start_work();
   bool proceed(BackendSession::Next next, std::optional<Message>& reply);

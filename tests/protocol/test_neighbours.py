@@ -15,6 +15,7 @@ from vhost_ioat.testing import RawFrontend
 from vhost_ioat.testing.frontend import u64, vring
 from watchdog import WATCHDOG, until
 
+HELPER_JOBS = 64  # budget::helper_jobs
 MEMORY = struct.pack("<IIQQQQ", 1, 0, 0, 1 << 21, UVA, 0)
 
 
@@ -87,3 +88,21 @@ def test_an_fd_that_is_never_received_holds_up_nobody(socket_path, where):
         port.close()
     thread.join(WATCHDOG)
     assert not thread.is_alive()
+
+
+def test_a_front_end_that_leaves_while_it_is_not_read_makes_way(socket_path):
+    """Nothing is read from it while too much of what it sent waits to be closed; that it has gone is noticed."""
+    with EthVhost(socket_path) as port, lingering() as make, contextlib.ExitStack() as at_end:
+        frontend = RawFrontend(port.devargs.iface, timeout=WATCHDOG)
+        frontend.negotiate(1 << 32)
+        held = make()
+        frontend.tell("SET_BACKEND_REQ_FD", b"", [held.fileno()])
+        assert frontend.is_answering()
+        held.close()  # the port's is the last one now
+        plain = at_end.enter_context(open("/dev/null", "r+b")).fileno()  # noqa: PTH123
+        frontend.tell("SET_BACKEND_REQ_FD", b"", [plain])  # instead of it
+        for _ in range(HELPER_JOBS + 20):
+            frontend.tell("SET_VRING_CALL", u64(0), [plain])
+        frontend.close()
+        with RawFrontend(port.devargs.iface, timeout=WATCHDOG) as after:
+            assert after.is_answering()
