@@ -230,11 +230,13 @@ bool tx_drain(EthVhost& port, Clamped queue_id, const Seconds& timeout) {
 }
 
 bool wait_link(EthVhost& port, bool up, const Seconds& timeout) {
-  return wait_in_slices(timeout, [&](double slice) {
-    const auto duration =
-        std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(slice));
-    return port.wait_link(up, std::chrono::steady_clock::now() + duration);
-  });
+  return wait_in_slices(timeout,
+                        [&](double slice) {
+                          const auto duration = std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+                              std::chrono::duration<double>(slice));
+                          return port.wait_link(up, std::chrono::steady_clock::now() + duration) || port.closed();
+                        }) &&
+         port.link_up() == up;
 }
 
 }  // namespace

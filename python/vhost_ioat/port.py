@@ -140,7 +140,9 @@ class EthVhost(_core.Port):
         self.close()
 
     def wait_link(self, up: bool = True, timeout: float | None = None) -> bool:
-        """Wait until the link is up (or down); True if it is, False when `timeout` seconds have passed.
+        """Wait until the link is up (or down).
+
+        True if it is, False when `timeout` seconds have passed or the port was closed.
 
         Releases the GIL and honours Ctrl-C.
         """

@@ -195,6 +195,21 @@ def test_a_forked_child_leaves_the_port_to_its_parent(socket_path):
     assert rest == ["0", "True", "True"]
 
 
+def test_close_from_another_thread_ends_a_wait_for_the_link(socket_path):
+    port = EthVhost(socket_path)
+    port.start()
+    answers = []
+    waiters = [threading.Thread(target=lambda: answers.append(port.wait_link(timeout=None))) for _ in range(2)]
+    for waiter in waiters:
+        waiter.start()
+    port.close()
+    for waiter in waiters:
+        waiter.join(WATCHDOG)
+        assert not waiter.is_alive()
+    assert answers == [False, False]
+    assert port.wait_link(up=False)
+
+
 def test_close_from_another_thread_ends_a_polling_loop(linked):
     port, guest = linked()
     guest.send(0, [b"x" * 60])
