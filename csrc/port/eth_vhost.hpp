@@ -169,7 +169,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   bool service_rx(uint32_t queue) noexcept;
   bool watch_for_waiter(uint32_t queue) noexcept;
   bool drain_step(uint32_t queue) noexcept;
-  bool recover(uint32_t queue, Recovery::Time now) noexcept;
+  bool recover(uint32_t queue, Recovery::Time now, bool draining) noexcept;
   bool engine_busy(uint32_t queue) noexcept;
   bool engine_recovers(uint32_t queue) noexcept;
   void engine_ended(uint32_t queue) noexcept;

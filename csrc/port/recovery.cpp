@@ -6,9 +6,13 @@
 
 namespace vhost_ioat::port {
 
-void Recovery::keep_why(const dma::DmaEngine& engine) noexcept {
+void Recovery::keep_why(Time now, const dma::DmaEngine& engine) noexcept {
   try {
-    std::snprintf(why_, sizeof why_, "%s", engine.failed() ? engine.why().c_str() : "no progress for 200 ms");
+    const bool slow = draining_since_ && now - *draining_since_ >= budget::patience_at_stop;
+    std::snprintf(why_, sizeof why_, "%s",
+                  engine.failed() ? engine.why().c_str()
+                  : slow          ? "its copies were waited for, and did not end within 2 s"
+                                  : "no progress for 200 ms");
   } catch (const std::exception&) {  // no memory for a sentence
     std::snprintf(why_, sizeof why_, "it halted");
   }

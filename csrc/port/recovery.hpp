@@ -2,7 +2,9 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
+#include <optional>
 
+#include "base/budget.hpp"
 #include "dma/engine.hpp"
 
 namespace vhost_ioat::port {
@@ -37,6 +39,14 @@ class Recovery {
     return watching_ && now - since_ >= stuck_after && polls - polls_at_start_ >= stuck_polls;
   }
 
+  /// The queue is to become empty, as somebody waits for it: true when it has not for too long, however busy the engine
+  /// is. Until drained().
+  bool too_slow(Time now) {
+    if (!draining_since_) draining_since_ = now;
+    return now - *draining_since_ >= budget::patience_at_stop;
+  }
+  void drained() { draining_since_.reset(); }
+
   enum class Outcome : uint8_t {
     none,
     working,    // call again
@@ -46,7 +56,8 @@ class Recovery {
   };
   bool active() const { return rung_ != Rung::none; }
   void begin(Time now, const dma::DmaEngine& engine) noexcept {
-    keep_why(engine);
+    keep_why(now, engine);
+    drained();
     failures_ = now - last_failure_ > forgiven_after ? 1 : failures_ + 1;
     last_failure_ = now;
     climb_to(Rung::suspend, now);
@@ -55,7 +66,7 @@ class Recovery {
   Outcome step(dma::DmaEngine& engine, Time now);
 
  private:
-  void keep_why(const dma::DmaEngine& engine) noexcept;
+  void keep_why(Time now, const dma::DmaEngine& engine) noexcept;
   enum class Rung : uint8_t { none, suspend, reset, revoke };
   void climb_to(Rung rung, Time now) {
     rung_ = rung;
@@ -65,6 +76,7 @@ class Recovery {
   bool watching_ = false;
   uint64_t progress_ = 0, polls_at_start_ = 0;
   Time since_{}, last_look_{};
+  std::optional<Time> draining_since_;
   Rung rung_ = Rung::none;
   Time rung_since_{};
   Time last_failure_{};

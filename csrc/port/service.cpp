@@ -56,7 +56,7 @@ bool EthVhost::service_tx(uint32_t queue) noexcept {
   }
   report_fault(txq, queue, false);
   if (txq.take_maps_wanted() && engines_[queue] && engines_[queue]->map_arenas()) return true;
-  if (recover(queue, EventLoop::Clock::now())) return true;  // the queue stays held: its tx_burst returns 0
+  if (recover(queue, EventLoop::Clock::now(), false)) return true;  // the queue stays held: its tx_burst returns 0
   txq.reap(budget::packets_a_visit);
   const bool again = !txq.idle();
   PeerFd call = txq.running() && txq.kick_due() ? txq.call() : PeerFd();
@@ -101,10 +101,12 @@ bool EthVhost::watch_for_waiter(uint32_t queue) noexcept {
 /// One step towards an empty queue that is held. True: nothing is in flight.
 bool EthVhost::drain_step(uint32_t queue) noexcept {
   TxQueue& txq = *txqs_[queue];
-  if (engine_busy(queue) || recover(queue, EventLoop::Clock::now())) return false;
-  if (txq.idle()) return true;
-  txq.reap();
-  if (txq.running() && txq.kick_due()) txq.kick(txq.counters);
+  if (engine_busy(queue) || recover(queue, EventLoop::Clock::now(), true)) return false;
+  if (!txq.idle()) {
+    txq.reap();
+    if (txq.running() && txq.kick_due()) txq.kick(txq.counters);
+  }
+  if (txq.idle() && engines_[queue]) engines_[queue]->recovery().drained();
   return txq.idle();
 }
 
@@ -125,8 +127,9 @@ bool EthVhost::engine_recovers(uint32_t queue) noexcept {
   return slot && !slot->busy() && slot->recovery().active();
 }
 
-/// Sees to a failed or stuck engine of a held queue. True: a step of it has begun.
-bool EthVhost::recover(uint32_t queue, Recovery::Time now) noexcept {
+/// Sees to a failed or stuck engine of a held queue, and to a slow one when the queue is to become empty. True: a step
+/// of it has begun.
+bool EthVhost::recover(uint32_t queue, Recovery::Time now, bool draining) noexcept {
   TxQueue& txq = *txqs_[queue];
   EngineSlot* slot = engines_[queue].get();
   if (!slot || !slot->engine() || !txq.offloading()) return false;
@@ -134,7 +137,8 @@ bool EthVhost::recover(uint32_t queue, Recovery::Time now) noexcept {
   Recovery& recovery = slot->recovery();
   if (!recovery.active()) {
     const bool stuck = recovery.stuck(now, txq.polls(), engine.stats().completed, engine.outstanding() != 0);
-    if (!engine.failed() && !stuck) return false;
+    const bool slow = draining && engine.outstanding() != 0 && recovery.too_slow(now);
+    if (!engine.failed() && !stuck && !slow) return false;
     recovery.begin(now, engine);
     report("engine", static_cast<int>(queue), false, true, Reports::warning,
            "tx queue %u: engine %s failed: %s; its copies will be made by the CPU", queue,

@@ -50,6 +50,18 @@ TEST_CASE("watchdog: progress, an empty engine or a paused process starts the co
   CHECK_FALSE(run([](int, auto& at, auto&, auto&) { at += 1s; }));
 }
 
+TEST_CASE("watchdog: an engine that makes progress is too slow when it was waited for during two seconds") {
+  Recovery recovery;
+  CHECK_FALSE(recovery.too_slow(t0));
+  CHECK_FALSE(recovery.too_slow(t0 + 1999ms));
+  recovery.drained();
+  CHECK_FALSE(recovery.too_slow(t0 + 2s));
+  CHECK_FALSE(recovery.too_slow(t0 + 3999ms));
+  CHECK(recovery.too_slow(t0 + 4s));
+  recovery.begin(t0 + 4s, ScriptedEngine());
+  CHECK_FALSE(recovery.too_slow(t0 + 4s));
+}
+
 TEST_CASE("recovery: suspend, then reset; a channel that resets works again") {
   Recovery recovery;
   ScriptedEngine engine;
