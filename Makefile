@@ -16,7 +16,7 @@ cxx_sources := CMakeLists.txt $(shell find csrc -name '*.[ch]pp')
 sources := pyproject.toml $(cxx_sources) $(shell find python -type f -not -name '*.pyc')
 cxx_format := $(shell find csrc tests benchmarks -name '*.[ch]pp')
 
-.PHONY: help build demo test lint format test-cpp test-python asan tsan fuzz defects coverage chaos bench bench-check interop-full vfio clean
+.PHONY: help build demo test lint format test-cpp test-python asan tsan thread-safety fuzz defects coverage chaos bench bench-check interop-full vfio clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -66,6 +66,11 @@ tsan: $(STAMPS)/venv ## C++ tests under ThreadSanitizer
 	cmake --preset tsan
 	cmake --build --preset tsan
 	ctest --preset tsan
+
+thread-safety: $(STAMPS)/venv ## clang checks who may touch what, and holding what (make fuzz does, too, but for the bindings)
+	tools/need clang
+	cmake --preset clang -DPython_EXECUTABLE=$(abspath $(PY)) -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir)
+	cmake --build --preset clang
 
 FUZZ_SECONDS ?= 30
 fuzz: $(STAMPS)/venv ## each libFuzzer target for FUZZ_SECONDS (30), from its seeds; needs clang

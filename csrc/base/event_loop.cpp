@@ -9,11 +9,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cassert>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <mutex>
 #include <system_error>
 #include <thread>
 #include <unordered_map>
@@ -21,6 +21,7 @@
 
 #include "base/fork_generation.hpp"
 #include "base/latch.hpp"
+#include "base/mutex.hpp"
 #include "base/signals.hpp"
 #include "base/thread_start.hpp"
 #include "base/unique_fd.hpp"
@@ -38,16 +39,17 @@ namespace {
 
 /// The one loop of this process. Never destroyed: it must outlive every static object that holds a loop.
 struct Registry {
-  std::mutex mutex;
-  std::weak_ptr<EventLoop> loop;
+  Mutex mutex;
+  std::weak_ptr<EventLoop> loop GUARDED_BY(mutex);
 };
 
 Registry& registry() {
   static Registry& one = []() -> Registry& {
     auto* made = new Registry;
     // The mutex is taken over the fork, so that the child does not inherit it locked by a thread that it lacks.
-    pthread_atfork([] { registry().mutex.lock(); }, [] { registry().mutex.unlock(); },
-                   [] { registry().mutex.unlock(); });
+    pthread_atfork([]() NO_THREAD_SAFETY_ANALYSIS { registry().mutex.lock(); },
+                   []() NO_THREAD_SAFETY_ANALYSIS { registry().mutex.unlock(); },
+                   []() NO_THREAD_SAFETY_ANALYSIS { registry().mutex.unlock(); });
     return *made;
   }();
   return one;
@@ -65,9 +67,9 @@ class Loop final : public EventLoop {
   void post(Callback callback) override;
   void post(Posted& call) noexcept override;
   void run(const Callback& callback) override;
-  void add_fd(int fd, uint32_t epoll_events, FdCallback callback) override;
-  void modify_fd(int fd, uint32_t epoll_events) override;
-  void remove_fd(int fd) noexcept override;
+  void add_fd(int fd, uint32_t epoll_events, FdCallback callback) override REQUIRES(control_thread);
+  void modify_fd(int fd, uint32_t epoll_events) override REQUIRES(control_thread);
+  void remove_fd(int fd) noexcept override REQUIRES(control_thread);
   bool on_loop_thread() const noexcept override { return !forked() && std::this_thread::get_id() == thread_id_; }
   bool forked() const noexcept override { return fork_generation() != born_; }
 
@@ -94,9 +96,9 @@ class Loop final : public EventLoop {
   std::atomic<bool> ending_{false};
   bool delete_itself_ = false;  // the last user let go on the loop's own thread
 
-  std::mutex mutex_;  // guards the calls that wait
-  Posted* first_posted_ = nullptr;
-  Posted* last_posted_ = nullptr;
+  Mutex mutex_;
+  Posted* first_posted_ GUARDED_BY(mutex_) = nullptr;  // calls that wait, linked by members that mutex_ guards as well
+  Posted* last_posted_ GUARDED_BY(mutex_) = nullptr;
 
   std::unordered_map<int, Watch> watches_;
   uint32_t generation_ = 0;
@@ -197,7 +199,7 @@ void Loop::post(Callback callback) {
 void Loop::post(Posted& call) noexcept {
   if (forked()) return;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (std::exchange(call.waits_, true)) return;
     call.next_ = nullptr;
     (last_posted_ ? last_posted_->next_ : first_posted_) = &call;
@@ -208,7 +210,7 @@ void Loop::post(Posted& call) noexcept {
 
 void Loop::withdraw(Posted& call) noexcept {
   if (forked()) return;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (!std::exchange(call.waits_, false)) return;
   Posted* before = nullptr;
   for (Posted* one = first_posted_; one != &call; one = one->next_) before = one;
@@ -217,7 +219,7 @@ void Loop::withdraw(Posted& call) noexcept {
 }
 
 EventLoop::Posted* Loop::take_posted() noexcept {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   Posted* const call = first_posted_;
   if (!call) return nullptr;
   first_posted_ = call->next_;
@@ -231,7 +233,7 @@ void Loop::run_posted() {
   eventfd_clear(wake_.get());
   Posted* last;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     last = last_posted_;
   }
   bool more = last != nullptr;
@@ -244,7 +246,7 @@ void Loop::run_posted() {
     (*callback)();
   }
   // `last` may have been withdrawn meanwhile; what is left then is taken up in the next round.
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (first_posted_) eventfd_signal(wake_.get());
 }
 
@@ -282,6 +284,7 @@ void Loop::control(int operation, int fd, uint32_t events, uint32_t generation) 
 
 void Loop::add_fd(int fd, uint32_t epoll_events, FdCallback callback) {
   if (forked()) return;
+  assert(on_loop_thread());
   Watch watch{++generation_, std::make_shared<const FdCallback>(std::move(callback))};
   const auto [place, made] = watches_.try_emplace(fd);
   if (!made) throw std::system_error(EEXIST, std::generic_category(), "an fd is watched already");
@@ -296,11 +299,14 @@ void Loop::add_fd(int fd, uint32_t epoll_events, FdCallback callback) {
 
 void Loop::modify_fd(int fd, uint32_t epoll_events) {
   if (forked()) return;
+  assert(on_loop_thread());
   control(EPOLL_CTL_MOD, fd, epoll_events, watches_.at(fd).generation);
 }
 
 void Loop::remove_fd(int fd) noexcept {
-  if (forked() || watches_.erase(fd) == 0) return;
+  if (forked()) return;
+  assert(on_loop_thread());
+  if (watches_.erase(fd) == 0) return;
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
 }
 
@@ -308,6 +314,7 @@ void Loop::remove_fd(int fd) noexcept {
 
 void Loop::arm(Timer& timer, Clock::time_point when) noexcept {
   if (forked()) return;
+  assert(on_loop_thread());
   disarm(timer);
   timer.node_.key() = when;
   timer.place_ = timers_.insert(std::move(timer.node_));
@@ -316,6 +323,7 @@ void Loop::arm(Timer& timer, Clock::time_point when) noexcept {
 
 void Loop::disarm(Timer& timer) noexcept {
   if (forked()) return;
+  assert(timer.state_ == Timer::State::idle || on_loop_thread());
   if (timer.state_ == Timer::State::armed) timer.node_ = timers_.extract(timer.place_);
   if (timer.state_ == Timer::State::due) {
     (timer.due_previous_ ? timer.due_previous_->due_next_ : first_due_) = timer.due_next_;
@@ -372,7 +380,7 @@ void Loop::run_due_timers() {
 
 std::shared_ptr<EventLoop> EventLoop::get() {
   Registry& all = registry();
-  const std::lock_guard lock(all.mutex);
+  const MutexLock lock(all.mutex);
   std::shared_ptr<EventLoop> loop = all.loop.lock();
   if (!loop || loop->forked()) {
     loop = std::shared_ptr<Loop>(new Loop, &Loop::end);

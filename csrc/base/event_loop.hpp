@@ -6,7 +6,14 @@
 #include <map>
 #include <memory>
 
+#include "base/thread_annotations.hpp"
+
 namespace vhost_ioat {
+
+/// The role of being the control thread: what is guarded by it is touched by no other, and without a lock. A lambda
+/// that is given to the loop says that it has it: `[this]() REQUIRES(control_thread) { ... }`.
+class CAPABILITY("thread") ControlThread {};
+inline ControlThread control_thread;
 
 /// The control thread of the process: one epoll loop for all sockets, timers and posted calls.
 ///
@@ -36,9 +43,10 @@ class EventLoop {
   virtual void run(const Callback& callback) = 0;
 
   /// Throws std::bad_alloc or std::system_error; then the fd is not watched.
-  virtual void add_fd(int fd, uint32_t epoll_events, FdCallback callback) = 0;
-  virtual void modify_fd(int fd, uint32_t epoll_events) = 0;
-  virtual void remove_fd(int fd) noexcept = 0;  // its callback will not run again, even if it was ready already
+  virtual void add_fd(int fd, uint32_t epoll_events, FdCallback callback) REQUIRES(control_thread) = 0;
+  virtual void modify_fd(int fd, uint32_t epoll_events) REQUIRES(control_thread) = 0;
+  virtual void remove_fd(int fd) noexcept
+      REQUIRES(control_thread) = 0;  // its callback will not run again, even if it was ready already
   virtual bool on_loop_thread() const noexcept = 0;
   virtual bool forked() const noexcept = 0;
 

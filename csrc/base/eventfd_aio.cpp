@@ -11,8 +11,9 @@
 #include <cerrno>
 #include <cstdint>
 #include <ctime>
-#include <mutex>
 #include <optional>
+
+#include "base/mutex.hpp"
 
 namespace vhost_ioat::eventfd_aio {
 namespace {
@@ -63,13 +64,14 @@ std::optional<bool> works(aio_context_t made) noexcept {
 }
 
 aio_context_t make() noexcept {
-  static std::mutex mutex;
-  static const int registered = ::pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); },
-                                                 [] {
+  static Mutex mutex;
+  static const int registered = ::pthread_atfork([]() NO_THREAD_SAFETY_ANALYSIS { mutex.lock(); },
+                                                 []() NO_THREAD_SAFETY_ANALYSIS { mutex.unlock(); },
+                                                 []() NO_THREAD_SAFETY_ANALYSIS {
                                                    context.store(0, std::memory_order_relaxed);
                                                    mutex.unlock();
                                                  });
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   aio_context_t known = context.load(std::memory_order_relaxed);
   if (known != 0) return known;
   aio_context_t made = 0;

@@ -37,30 +37,30 @@ class HelperThreads {
 
   /// Makes sure that there is a thread as long as the lane lives.
   void admit_lane() {
-    std::unique_lock lock(mutex_);
+    const MutexLock lock(mutex_);
     if (threads_ == 0) start();
     ++lanes_;
   }
   void dismiss_lane() noexcept {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (--lanes_ == 0) work_.notify_all();
   }
 
   void schedule(HelperLane& lane) noexcept {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     append(lane);
     if (waiting_ == 0) try_start();  // no other could be had when the last one began its job
     work_.notify_one();
   }
 
  private:
-  void append(HelperLane& lane) noexcept {
+  void append(HelperLane& lane) noexcept REQUIRES(mutex_) {
     lane.next_scheduled_ = nullptr;
     (last_ ? last_->next_scheduled_ : first_) = &lane;
     last_ = &lane;
   }
 
-  void start() {
+  void start() REQUIRES(mutex_) {
     const BlockSignals blocked;  // inherited by the thread
     std::thread([this, reserve = ThrowReserve()]() mutable {
       reserve.ready();
@@ -70,7 +70,7 @@ class HelperThreads {
     ++waiting_;
   }
 
-  void try_start() noexcept {
+  void try_start() noexcept REQUIRES(mutex_) {
     try {
       start();
     } catch (const std::exception&) {
@@ -80,7 +80,7 @@ class HelperThreads {
 
   /// The next lane. With `last`, no other thread is left to serve the rest: then none on which peers' files are closed,
   /// as that may never end, and one peer would keep all others from having their memory mapped.
-  HelperLane* take(bool last) noexcept {
+  HelperLane* take(bool last) noexcept REQUIRES(mutex_) {
     HelperLane* before = nullptr;
     for (HelperLane* lane = first_; lane; before = std::exchange(lane, lane->next_scheduled_)) {
       if (last && lane->most_fds_ != 0) continue;
@@ -93,12 +93,12 @@ class HelperThreads {
 
   void serve() noexcept {
     pthread_setname_np(pthread_self(), "vhost_ioat-help");
-    std::unique_lock lock(mutex_);
+    const MutexLock lock(mutex_);
     for (;;) {
       // The last thread stays while there are lanes: it may not be possible to start another one.
-      const auto needed = [this] { return first_ != nullptr || (lanes_ == 0 && waiting_ == threads_); };
-      while (!needed()) {
-        if (work_.wait_for(lock, idle_time) == std::cv_status::timeout && waiting_ > 1 && !first_) break;
+      while (!first_ && (lanes_ != 0 || waiting_ != threads_)) {
+        const auto end = std::chrono::steady_clock::now() + idle_time;
+        if (mutex_.wait_until(work_, end) == std::cv_status::timeout && waiting_ > 1 && !first_) break;
       }
       if (!first_) {
         --waiting_;
@@ -108,15 +108,15 @@ class HelperThreads {
       if (waiting_ == 1) try_start();  // so that the next lane need not wait for this one's job
       HelperLane* const lane = take(waiting_ == 1 && threads_ > 1);
       if (!lane) {
-        work_.wait_for(lock, retry_time);
+        mutex_.wait_until(work_, std::chrono::steady_clock::now() + retry_time);
         continue;
       }
       --waiting_;
-      lock.unlock();
+      mutex_.unlock();
       std::shared_ptr<HelperLane> through = lane->do_one();
       const bool more = !through;
       through.reset();  // may be the end of the lane, which locks
-      lock.lock();
+      mutex_.lock();
       ++waiting_;
       if (!more) continue;
       append(*lane);
@@ -124,10 +124,11 @@ class HelperThreads {
     }
   }
 
-  std::mutex mutex_;  // guards what follows; taken after that of a lane
+  Mutex mutex_;  // taken after that of a lane
   std::condition_variable work_;
-  HelperLane *first_ = nullptr, *last_ = nullptr;  // lanes with jobs that no thread is at
-  size_t lanes_ = 0, threads_ = 0, waiting_ = 0;
+  HelperLane* first_ GUARDED_BY(mutex_) = nullptr;  // lanes with jobs that no thread is at
+  HelperLane* last_ GUARDED_BY(mutex_) = nullptr;
+  size_t lanes_ GUARDED_BY(mutex_) = 0, threads_ GUARDED_BY(mutex_) = 0, waiting_ GUARDED_BY(mutex_) = 0;
 };
 
 HelperLane::HelperLane(size_t most_fds) : born_(fork_generation()), most_fds_(most_fds) {
@@ -143,7 +144,6 @@ HelperLane::~HelperLane() {
   if (born_ == fork_generation()) HelperThreads::get().dismiss_lane();
 }
 
-/// The lane's mutex is held.
 void HelperLane::schedule() noexcept {
   if (std::exchange(scheduled_, true)) return;
   kept_ = weak_from_this().lock();  // empty when this is the destructor's doing, which has nothing left to do
@@ -152,7 +152,7 @@ void HelperLane::schedule() noexcept {
 
 void HelperLane::add(HelperJob& job) noexcept {
   if (born_ != fork_generation()) return;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   job.next_ = nullptr;
   (last_ ? last_->next_ : first_) = &job;
   last_ = &job;
@@ -162,24 +162,24 @@ void HelperLane::add(HelperJob& job) noexcept {
 
 void HelperLane::close_later(int fd) noexcept {
   if (born_ != fork_generation()) return;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   to_close_.push_back(fd);  // there is room: adopt() has seen to it
   ++pending_;
   schedule();
 }
 
 size_t HelperLane::pending() const noexcept {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return pending_;
 }
 
 bool HelperLane::has_room_for_fds(size_t n) const noexcept {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return fds_ + n <= most_fds_;
 }
 
 UniqueFd HelperLane::adopt(int fd) noexcept {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   ++fds_;
   return UniqueFd(fd, shared_from_this());
 }
@@ -195,21 +195,21 @@ void HelperLane::end_connection(UniqueFd socket) noexcept {
 
 /// One job, or the closing of one fd. Returns the lane when that was the last.
 std::shared_ptr<HelperLane> HelperLane::do_one() noexcept {
-  std::unique_lock lock(mutex_);
+  const MutexLock lock(mutex_);
   if (!to_close_.empty()) {
     const int fd = to_close_.back();
     to_close_.pop_back();
-    lock.unlock();
+    mutex_.unlock();
     ::close(fd);
-    lock.lock();
+    mutex_.lock();
     --fds_;
   } else if (HelperJob* const job = first_) {
     first_ = job->next_;
     if (!first_) last_ = nullptr;
-    lock.unlock();
+    mutex_.unlock();
     job->run();
     job->dispose();
-    lock.lock();
+    mutex_.lock();
   }
   if (--pending_ != 0) return nullptr;
   scheduled_ = false;

@@ -5,10 +5,10 @@
 #include <exception>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "base/event_loop.hpp"
+#include "base/mutex.hpp"
 #include "base/unique_fd.hpp"
 
 namespace vhost_ioat {
@@ -59,19 +59,20 @@ class HelperLane final : public FdCloser, public std::enable_shared_from_this<He
  private:
   friend class HelperThreads;  // of which the mutex guards next_scheduled_
   explicit HelperLane(size_t most_fds);
-  void schedule() noexcept;
+  void schedule() noexcept REQUIRES(mutex_);
   std::shared_ptr<HelperLane> do_one() noexcept;
 
   const uint32_t born_;
-  mutable std::mutex mutex_;  // guards what follows
-  HelperJob *first_ = nullptr, *last_ = nullptr;
-  size_t pending_ = 0;
-  std::vector<int> to_close_;  // room for most_fds
+  mutable Mutex mutex_;
+  HelperJob* first_ GUARDED_BY(mutex_) = nullptr;
+  HelperJob* last_ GUARDED_BY(mutex_) = nullptr;
+  size_t pending_ GUARDED_BY(mutex_) = 0;
+  std::vector<int> to_close_ GUARDED_BY(mutex_);  // room for most_fds
   const size_t most_fds_;
-  size_t fds_ = 0;                        // adopted and not closed yet
-  bool scheduled_ = false;                // known to the threads
-  std::shared_ptr<HelperLane> kept_;      // itself, while it is scheduled
-  HelperLane* next_scheduled_ = nullptr;  // guarded by the threads' mutex
+  size_t fds_ GUARDED_BY(mutex_) = 0;                    // adopted and not closed yet
+  bool scheduled_ GUARDED_BY(mutex_) = false;            // known to the threads
+  std::shared_ptr<HelperLane> kept_ GUARDED_BY(mutex_);  // itself, while it is scheduled
+  HelperLane* next_scheduled_ = nullptr;                 // guarded by the threads' mutex
 };
 
 /// Work for a helper thread whose end the control thread is told of. Made ready beforehand and used again and again;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 #include <condition_variable>
-#include <mutex>
+
+#include "base/mutex.hpp"
 
 namespace vhost_ioat {
 
@@ -10,19 +11,19 @@ namespace vhost_ioat {
 class Latch {
  public:
   void open() noexcept {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     open_ = true;
     changed_.notify_all();
   }
   void wait() noexcept {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return open_; });
+    const MutexLock lock(mutex_);
+    while (!open_) mutex_.wait(changed_);
   }
 
  private:
-  std::mutex mutex_;
+  Mutex mutex_;
   std::condition_variable changed_;
-  bool open_ = false;
+  bool open_ GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace vhost_ioat

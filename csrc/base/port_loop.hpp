@@ -24,9 +24,11 @@ class PortLoop final : public EventLoop {
   void post(Callback callback) override { loop_->post(guarded(std::move(callback))); }
   void post(Posted& call) noexcept override { loop_->post(call); }
   void run(const Callback& callback) override { loop_->run(callback); }
-  void add_fd(int fd, uint32_t epoll_events, FdCallback callback) override;
-  void modify_fd(int fd, uint32_t epoll_events) override { loop_->modify_fd(fd, epoll_events); }
-  void remove_fd(int fd) noexcept override { loop_->remove_fd(fd); }
+  void add_fd(int fd, uint32_t epoll_events, FdCallback callback) override REQUIRES(control_thread);
+  void modify_fd(int fd, uint32_t epoll_events) override REQUIRES(control_thread) {
+    loop_->modify_fd(fd, epoll_events);
+  }
+  void remove_fd(int fd) noexcept override REQUIRES(control_thread) { loop_->remove_fd(fd); }
   bool on_loop_thread() const noexcept override { return loop_->on_loop_thread(); }
   bool forked() const noexcept override { return loop_->forked(); }
 

@@ -3,7 +3,6 @@
 
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/mutex.hpp"
 #include "bindings/bindings.hpp"
 #include "bindings/dma_pci.hpp"
 #include "dma/ioat_channel.hpp"
@@ -89,20 +89,20 @@ class HeldBuffers {
       const Unlocked unlocked;
       space.map(iova, buffer->data(), buffer->size());
     }
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     by_iova_[iova] = std::move(buffer);
   }
   /// Gives the buffer back, which must live until the device has been kept from it.
   std::unique_ptr<HeldBuffer> take(uint64_t iova) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     auto entry = by_iova_.extract(iova);
     if (!entry) throw DmaError(format("no buffer is mapped at IOVA 0x%llx", static_cast<unsigned long long>(iova)));
     return std::move(entry.mapped());
   }
 
  private:
-  std::mutex mutex_;
-  std::map<uint64_t, std::unique_ptr<HeldBuffer>> by_iova_;  // guarded by mutex_
+  Mutex mutex_;
+  std::map<uint64_t, std::unique_ptr<HeldBuffer>> by_iova_ GUARDED_BY(mutex_);
 };
 
 /// A base before IoatModel, so that the buffers are given back only when the worker has ended.

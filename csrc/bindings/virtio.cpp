@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/mutex.hpp"
 #include "bindings/bindings.hpp"
 #include "memory/guest_mapping.hpp"
 #include "memory/region_table.hpp"
@@ -41,7 +41,7 @@ class GuestMemory : public std::enable_shared_from_this<GuestMemory> {
     }
   }
   std::shared_ptr<const memory::RegionTable> table() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return table_;
   }
 
@@ -57,7 +57,7 @@ class GuestMemory : public std::enable_shared_from_this<GuestMemory> {
   virtio::IndirectTables indirect_tables(uint32_t ring_size) {
     const uint32_t entries = std::min(ring_size, longest_table);
     const uint64_t bytes = uint64_t{ring_size} * entries * sizeof(virtio::Descriptor);
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const memory::Region& last = table_->regions().back();
     constexpr uint64_t gap = 1 << 20;
     const uint64_t gpa = (last.gpa + last.size + gap) & ~(gap - 1);
@@ -75,8 +75,8 @@ class GuestMemory : public std::enable_shared_from_this<GuestMemory> {
   }
 
  private:
-  mutable std::mutex mutex_;
-  std::shared_ptr<const memory::RegionTable> table_;  // grows by a new one; guarded by mutex_
+  mutable Mutex mutex_;
+  std::shared_ptr<const memory::RegionTable> table_ GUARDED_BY(mutex_);  // grows by a new one
 };
 
 virtio::RingAddresses ring_at(const GuestMemory& memory, uint32_t size, uint64_t desc, uint64_t avail, uint64_t used,

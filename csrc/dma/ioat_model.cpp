@@ -64,7 +64,7 @@ IoatModel::~IoatModel() {
     return;
   }
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     stop_ = true;
   }
   retire();
@@ -131,7 +131,7 @@ void IoatModel::refresh() noexcept {
 }
 
 uint64_t IoatModel::read(uint32_t offset, uint32_t size) noexcept {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (gone_) return low_bytes(size);
   if (!in_bar(offset, size)) return 0;
   refresh();
@@ -149,7 +149,7 @@ uint64_t IoatModel::read(uint32_t offset, uint32_t size) noexcept {
 }
 
 uint32_t IoatModel::config_read(uint32_t offset, uint32_t size) noexcept {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return gone_ ? static_cast<uint32_t>(low_bytes(size)) : config_.read(offset, size);
 }
 
@@ -159,8 +159,18 @@ uint32_t IoatModel::config_read(uint32_t offset, uint32_t size) noexcept {
 void IoatModel::write(uint32_t offset, uint64_t value, uint32_t size) noexcept {
   if (offset == spec::DMACOUNT && size == 2) return ring_doorbell(static_cast<uint16_t>(value));
   if (!in_bar(offset, size)) return;
-  Lock lock(mutex_);
-  if (gone_) return;
+  uint32_t interrupts;
+  {
+    const MutexLock lock(mutex_);
+    if (gone_) return;
+    store(offset, value, size);
+    interrupts = interrupts_to_fire();
+  }
+  fire_interrupts(interrupts);
+  run();  // DMACOUNT or RESUME may have been among it
+}
+
+void IoatModel::store(uint32_t offset, uint64_t value, uint32_t size) noexcept {
   for (const Writable& reg : writable_registers) {
     const uint32_t from = std::max(offset, reg.offset), to = std::min(offset + size, reg.offset + reg.size);
     if (from >= to) continue;
@@ -192,8 +202,6 @@ void IoatModel::write(uint32_t offset, uint64_t value, uint32_t size) noexcept {
       }
     }
   }
-  fire_interrupts(lock);
-  run();  // DMACOUNT or RESUME may have been among it
 }
 
 /// The data path's register: no lock, and no system call unless the worker is parked.
@@ -274,21 +282,28 @@ void IoatModel::write_chain_address() noexcept {
 
 /// Once bus mastering is off, nothing is written any more; once it is on again, the channel goes on where it was.
 void IoatModel::config_write(uint32_t offset, uint32_t value, uint32_t size) noexcept {
-  Lock lock(mutex_);
-  if (gone_) return;
-  if (config_.write(offset, value, size)) {
-    reset_asked_ = function_reset_asked_ = true;
-    try_reset();
+  uint32_t interrupts;
+  {
+    const MutexLock lock(mutex_);
+    if (gone_) return;
+    if (config_.write(offset, value, size)) {
+      reset_asked_ = function_reset_asked_ = true;
+      try_reset();
+    }
+    pause_.notify_all();
+    if (!config_.may_master()) {
+      while (at_work_ && !config_.may_master()) mutex_.wait(rest_);
+      return;
+    }
+    if (std::exchange(writeback_owed_, false)) write_back();
+    interrupts = interrupts_to_fire();
   }
-  pause_.notify_all();
-  if (!config_.may_master()) return rest_.wait(lock, [this] { return !at_work_ || config_.may_master(); });
-  if (std::exchange(writeback_owed_, false)) write_back();
-  fire_interrupts(lock);
+  fire_interrupts(interrupts);
   run();
 }
 
 void IoatModel::function_reset() noexcept {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   reset_asked_ = function_reset_asked_ = true;
   try_reset();
 }
@@ -304,7 +319,7 @@ void IoatModel::inject(Fault fault, uint64_t nth, uint64_t value) {
   if (fault == Fault::torn_status && options_.cbver >= 0x33) {
     throw DmaError("torn_status: 8-byte reads of CHANSTS tear below version 3.3 only");
   }
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   switch (fault) {
     case Fault::latency:
       latency_ = std::chrono::nanoseconds(value);
@@ -356,7 +371,7 @@ bool IoatModel::loses(Fault fault, uint64_t& count, uint64_t& to_drop) noexcept 
 }
 
 std::shared_ptr<void> IoatModel::take_seat() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (!seat_.expired()) {
     throw DmaError(
         "this device has a driver already (an IoatChannel, a port's engine, or the machine it is served to); it can "
@@ -368,7 +383,7 @@ std::shared_ptr<void> IoatModel::take_seat() {
 }
 
 IoatModel::Counters IoatModel::counters() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return counters_;
 }
 

@@ -9,11 +9,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <thread>
 #include <vector>
 
+#include "base/mutex.hpp"
 #include "dma/ioat_spec.hpp"
 #include "dma/iova_map.hpp"
 #include "dma/pci_config_model.hpp"
@@ -103,44 +103,43 @@ class IoatModel : public Mmio {
     uint64_t bytes = 0;
     bool fetched = false;
   };
-  using Lock = std::unique_lock<std::mutex>;
-
-  // Registers (ioat_model.cpp). The lock is held.
-  void set_defaults();
-  void refresh() noexcept;
-  void write_register(uint32_t offset, uint64_t value, uint64_t mask) noexcept;
-  void write_control(uint16_t value, uint16_t mask) noexcept;
-  void command(uint8_t value) noexcept;
-  void write_chain_address() noexcept;
-  void try_reset() noexcept;
-  spec::State state() const noexcept;
-  uint64_t register64(uint32_t offset) const noexcept;
+  // Registers (ioat_model.cpp).
+  void set_defaults() REQUIRES(mutex_);
+  void refresh() noexcept REQUIRES(mutex_);
+  void store(uint32_t offset, uint64_t value, uint32_t size) noexcept REQUIRES(mutex_);
+  void write_control(uint16_t value, uint16_t mask) noexcept REQUIRES(mutex_);
+  void command(uint8_t value) noexcept REQUIRES(mutex_);
+  void write_chain_address() noexcept REQUIRES(mutex_);
+  void try_reset() noexcept REQUIRES(mutex_);
+  spec::State state() const noexcept REQUIRES(mutex_);
+  uint64_t register64(uint32_t offset) const noexcept REQUIRES(mutex_);
   template <typename T>
-  void put(uint32_t offset, T value) noexcept;
-  std::optional<uint64_t> due(Fault fault, uint64_t count) noexcept;
-  bool loses(Fault fault, uint64_t& count, uint64_t& to_drop) noexcept;
+  void put(uint32_t offset, T value) noexcept REQUIRES(mutex_);
+  std::optional<uint64_t> due(Fault fault, uint64_t count) noexcept REQUIRES(mutex_);
+  bool loses(Fault fault, uint64_t& count, uint64_t& to_drop) noexcept REQUIRES(mutex_);
   void ring_doorbell(uint16_t count) noexcept;
 
   // The engine (ioat_model_engine.cpp).
   void run() noexcept;
-  bool can_run() const noexcept;
+  bool can_run() const noexcept REQUIRES(mutex_);
   bool run_one() noexcept;
   Outcome carry_out(uint64_t address, uint32_t injected, bool corrupt) noexcept;
   uint32_t copy(const IovaMap::Access& access, const spec::Descriptor& descriptor) noexcept;
   uint32_t fill(const IovaMap::Access& access, const spec::Descriptor& descriptor) noexcept;
-  void account(const Outcome& outcome, uint64_t address) noexcept;
-  void record(uint32_t errors) noexcept;
-  void halt(uint32_t errors) noexcept;
-  void write_back() noexcept;
-  void raise_interrupt() noexcept;
-  void fire_interrupts(Lock& lock) noexcept;
+  void account(const Outcome& outcome, uint64_t address) noexcept REQUIRES(mutex_);
+  void record(uint32_t errors) noexcept REQUIRES(mutex_);
+  void halt(uint32_t errors) noexcept REQUIRES(mutex_);
+  void write_back() noexcept REQUIRES(mutex_);
+  void raise_interrupt() noexcept REQUIRES(mutex_);
+  uint32_t interrupts_to_fire() noexcept REQUIRES(mutex_);
+  void fire_interrupts(uint32_t count) noexcept EXCLUDES(mutex_);
 
   // The worker (ioat_model_worker.cpp).
   void work();
   void retire() noexcept;
   void wake() noexcept;
-  void wait_latency(Lock& lock);
-  void wait_bandwidth(Lock& lock, std::chrono::steady_clock::time_point start, uint64_t bytes);
+  void wait_latency() REQUIRES(mutex_);
+  void wait_bandwidth(std::chrono::steady_clock::time_point start, uint64_t bytes) REQUIRES(mutex_);
 
   const Options options_;
   IovaMap memory_;
@@ -150,39 +149,41 @@ class IoatModel : public Mmio {
   std::atomic<uint16_t> dmacount_{0};
   std::atomic<uint32_t> wakeups_{0};  // even part: counts doorbells; bit 0: the worker is parked
 
-  mutable std::mutex mutex_;                   // guards all below; never held while a descriptor is carried out
-  std::condition_variable pause_;              // ends a wait for latency or bandwidth early
-  std::condition_variable rest_;               // no descriptor is being carried out any more
-  std::array<uint8_t, spec::bar_size> bar_{};  // plain registers live here; the others are put here to be read
-  PciConfigModel config_;
-  spec::State state_ = spec::State::halted;  // without the step to ACTIVE that a doorbell makes, see state()
-  uint64_t current_ = 0;                     // the descriptor to fetch next
-  uint64_t completed_ = 0;                   // address of the last completed descriptor
-  uint16_t count_ = 0;                       // descriptors run since CHAINADDR
-  uint16_t control_ = 0;
-  uint32_t chanerr_ = 0;
-  bool first_fetch_ = false;  // since CHAINADDR
-  bool at_work_ = false;      // a descriptor is being carried out
-  bool suspend_asked_ = false;
-  bool reset_asked_ = false;
-  bool chain_written_in_reset_ = false;
-  bool function_reset_asked_ = false;
-  bool writeback_owed_ = false;     // while the function may not master the bus
-  bool interrupt_latched_ = false;  // came while CHANCTRL bit 0 was set; fired when it is re-armed
-  uint32_t interrupts_to_fire_ = 0;
-  bool attention_ = false;
+  mutable Mutex mutex_;                                           // never held while a descriptor is carried out
+  std::condition_variable pause_;                                 // ends a wait for latency or bandwidth early
+  std::condition_variable rest_;                                  // no descriptor is being carried out any more
+  std::array<uint8_t, spec::bar_size> bar_ GUARDED_BY(mutex_){};  // plain registers; others are put here to be read
+  PciConfigModel config_ GUARDED_BY(mutex_);
+  // Without the step to ACTIVE that a doorbell makes, see state():
+  spec::State state_ GUARDED_BY(mutex_) = spec::State::halted;
+  uint64_t current_ GUARDED_BY(mutex_) = 0;    // the descriptor to fetch next
+  uint64_t completed_ GUARDED_BY(mutex_) = 0;  // address of the last completed descriptor
+  uint16_t count_ GUARDED_BY(mutex_) = 0;      // descriptors run since CHAINADDR
+  uint16_t control_ GUARDED_BY(mutex_) = 0;
+  uint32_t chanerr_ GUARDED_BY(mutex_) = 0;
+  bool first_fetch_ GUARDED_BY(mutex_) = false;  // since CHAINADDR
+  bool at_work_ GUARDED_BY(mutex_) = false;      // a descriptor is being carried out
+  bool suspend_asked_ GUARDED_BY(mutex_) = false;
+  bool reset_asked_ GUARDED_BY(mutex_) = false;
+  bool chain_written_in_reset_ GUARDED_BY(mutex_) = false;
+  bool function_reset_asked_ GUARDED_BY(mutex_) = false;
+  bool writeback_owed_ GUARDED_BY(mutex_) = false;     // while the function may not master the bus
+  bool interrupt_latched_ GUARDED_BY(mutex_) = false;  // came while CHANCTRL bit 0 was set; fired when it is re-armed
+  uint32_t unfired_ GUARDED_BY(mutex_) = 0;
+  bool attention_ GUARDED_BY(mutex_) = false;
 
-  std::vector<ArmedFault> faults_;
+  std::vector<ArmedFault> faults_ GUARDED_BY(mutex_);
   // What `nth` counts.
-  uint64_t descriptors_started_ = 0, writebacks_ = 0, interrupts_ = 0, status_reads_ = 0, resets_ = 0;
-  uint64_t writebacks_to_drop_ = 0, interrupts_to_drop_ = 0;
-  bool stuck_ = false, reset_hangs_ = false, gone_ = false;
-  std::chrono::nanoseconds latency_{0};
-  uint64_t bandwidth_ = 0;
-  Counters counters_;
+  uint64_t descriptors_started_ GUARDED_BY(mutex_) = 0, writebacks_ GUARDED_BY(mutex_) = 0;
+  uint64_t interrupts_ GUARDED_BY(mutex_) = 0, status_reads_ GUARDED_BY(mutex_) = 0, resets_ GUARDED_BY(mutex_) = 0;
+  uint64_t writebacks_to_drop_ GUARDED_BY(mutex_) = 0, interrupts_to_drop_ GUARDED_BY(mutex_) = 0;
+  bool stuck_ GUARDED_BY(mutex_) = false, reset_hangs_ GUARDED_BY(mutex_) = false, gone_ GUARDED_BY(mutex_) = false;
+  std::chrono::nanoseconds latency_ GUARDED_BY(mutex_){0};
+  uint64_t bandwidth_ GUARDED_BY(mutex_) = 0;
+  Counters counters_ GUARDED_BY(mutex_);
   IovaMap::Hint fetch_hint_, src_hint_, dst_hint_, writeback_hint_;  // used by whoever is at work
 
-  std::weak_ptr<void> seat_;
+  std::weak_ptr<void> seat_ GUARDED_BY(mutex_);
 
   std::atomic<bool> stop_{false};
   const pid_t owner_ = ::getpid();  // the process whose thread the worker is

@@ -64,33 +64,37 @@ bool IoatModel::can_run() const noexcept {
 }
 
 bool IoatModel::run_one() noexcept {
-  Lock lock(mutex_);
-  if (!can_run()) return false;
-  if (state_ != State::active) {
-    state_ = State::active;
-    if (latency_.count() > 0) wait_latency(lock);
+  uint32_t interrupts;
+  {
+    const MutexLock lock(mutex_);
     if (!can_run()) return false;
+    if (state_ != State::active) {
+      state_ = State::active;
+      if (latency_.count() > 0) wait_latency();
+      if (!can_run()) return false;
+    }
+    if (due(Fault::gone, descriptors_started_)) gone_ = true;
+    if (due(Fault::stuck, descriptors_started_)) stuck_ = true;
+    if (gone_ || stuck_) return false;
+    const bool corrupt = due(Fault::corrupt, descriptors_started_).has_value();
+    const auto injected = due(Fault::error, descriptors_started_++);
+    const auto start = bandwidth_ > 0 ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point{};
+    const uint64_t address = current_;
+    at_work_ = true;
+    mutex_.unlock();
+    const Outcome outcome = carry_out(address, injected ? 1u << *injected : 0, corrupt);
+    mutex_.lock();
+    if (bandwidth_ > 0) wait_bandwidth(start, outcome.bytes);
+    at_work_ = false;
+    rest_.notify_all();
+    if (reset_asked_) {
+      try_reset();
+    } else {
+      account(outcome, address);
+    }
+    interrupts = interrupts_to_fire();
   }
-  if (due(Fault::gone, descriptors_started_)) gone_ = true;
-  if (due(Fault::stuck, descriptors_started_)) stuck_ = true;
-  if (gone_ || stuck_) return false;
-  const bool corrupt = due(Fault::corrupt, descriptors_started_).has_value();
-  const auto injected = due(Fault::error, descriptors_started_++);
-  const auto start = bandwidth_ > 0 ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point{};
-  const uint64_t address = current_;
-  at_work_ = true;
-  lock.unlock();
-  const Outcome outcome = carry_out(address, injected ? 1u << *injected : 0, corrupt);
-  lock.lock();
-  if (bandwidth_ > 0) wait_bandwidth(lock, start, outcome.bytes);
-  at_work_ = false;
-  rest_.notify_all();
-  if (reset_asked_) {
-    try_reset();
-  } else {
-    account(outcome, address);
-  }
-  fire_interrupts(lock);
+  fire_interrupts(interrupts);
   return true;
 }
 
@@ -222,14 +226,14 @@ void IoatModel::raise_interrupt() noexcept {
   attention_ = true;
   if (loses(Fault::drop_interrupt, interrupts_, interrupts_to_drop_)) return;
   ++counters_.interrupts;
-  ++interrupts_to_fire_;
+  ++unfired_;
 }
 
-/// The callback may use the registers, so it is called without the lock, which is not held any more on return. An
-/// interrupt is a write to memory as well: it waits until the function may make one.
-void IoatModel::fire_interrupts(Lock& lock) noexcept {
-  uint32_t count = config_.may_master() ? std::exchange(interrupts_to_fire_, 0) : 0;
-  lock.unlock();
+/// An interrupt is a write to memory as well: it waits until the function may make one.
+uint32_t IoatModel::interrupts_to_fire() noexcept { return config_.may_master() ? std::exchange(unfired_, 0) : 0; }
+
+/// The callback may use the registers, so it is called without the lock.
+void IoatModel::fire_interrupts(uint32_t count) noexcept {
   for (; count > 0 && interrupt_; --count) interrupt_();
 }
 

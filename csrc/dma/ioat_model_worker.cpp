@@ -51,20 +51,23 @@ void IoatModel::wake() noexcept {
   if (wakeups_.fetch_and(~parked, std::memory_order_acq_rel) & parked) wakeups_.notify_one();
 }
 
-void IoatModel::wait_latency(Lock& lock) {
-  pause_.wait_for(lock, latency_, [this] { return !can_run(); });
+void IoatModel::wait_latency() {
+  const auto end = Clock::now() + latency_;
+  while (can_run() && mutex_.wait_until(pause_, end) != std::cv_status::timeout) {
+  }
 }
 
-void IoatModel::wait_bandwidth(Lock& lock, Clock::time_point start, uint64_t bytes) {
+void IoatModel::wait_bandwidth(Clock::time_point start, uint64_t bytes) {
   const double seconds = static_cast<double>(bytes) / static_cast<double>(bandwidth_);
   const auto until = start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   if (until - Clock::now() > shortest_sleep) {
-    pause_.wait_until(lock, until, [this] { return stop_.load() || !config_.may_master(); });
+    while (!stop_ && config_.may_master() && mutex_.wait_until(pause_, until) != std::cv_status::timeout) {
+    }
     return;
   }
-  lock.unlock();
+  mutex_.unlock();
   while (Clock::now() < until) relax();
-  lock.lock();
+  mutex_.lock();
 }
 
 }  // namespace vhost_ioat::dma

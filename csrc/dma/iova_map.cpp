@@ -17,16 +17,14 @@ IovaMap::Pieces::const_iterator IovaMap::first_after(uint64_t iova) const {
                           [](const Piece& piece, uint64_t address) { return piece.last() < address; });
 }
 
-/// A busy device takes the lock again and again, and a plain mutex would let it win every time.
-std::unique_lock<std::mutex> IovaMap::lock_for_change() {
-  changing_.fetch_add(1, std::memory_order_relaxed);
-  std::unique_lock lock(mutex_);
-  changing_.fetch_sub(1, std::memory_order_relaxed);
-  return lock;
+IovaMap::Change::Change(IovaMap& map) : map_(map) {
+  map.changing_.fetch_add(1, std::memory_order_relaxed);
+  map.mutex_.lock();
+  map.changing_.fetch_sub(1, std::memory_order_relaxed);
 }
 
 void IovaMap::map(uint64_t iova, void* host, uint64_t size, Rights rights, std::shared_ptr<void> owner) {
-  const auto lock = lock_for_change();
+  const Change change(*this);
   const auto text = [&](const char* why) {
     return format("cannot map %llu bytes at IOVA 0x%llx: %s", static_cast<unsigned long long>(size),
                   static_cast<unsigned long long>(iova), why);
@@ -42,7 +40,7 @@ void IovaMap::map(uint64_t iova, void* host, uint64_t size, Rights rights, std::
 
 bool IovaMap::unmap(uint64_t iova) {
   Piece dropped{};  // its owner goes after the lock
-  const auto lock = lock_for_change();
+  const Change change(*this);
   const auto found = pieces_.begin() + (first_after(iova) - pieces_.cbegin());
   if (found == pieces_.end() || found->iova != iova) return false;
   dropped = std::move(*found);
@@ -65,7 +63,7 @@ void IovaMap::split(uint64_t iova) noexcept {
 
 uint64_t IovaMap::unmap_range(uint64_t first, uint64_t last) {
   Pieces dropped;  // their owners go after the lock
-  const auto lock = lock_for_change();
+  const Change change(*this);
   const auto hit = first_after(first);
   if (hit == pieces_.end() || hit->iova > last) return 0;
   if (hit->iova < first && hit->last() > last) check_room();
@@ -85,7 +83,7 @@ void IovaMap::check_room() const {
 }
 
 bool IovaMap::holds(uint64_t first, uint64_t last) const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto found = first_after(first);
   return found != pieces_.end() && found->iova <= last;
 }
@@ -93,24 +91,31 @@ bool IovaMap::holds(uint64_t first, uint64_t last) const {
 Step IovaMap::revoke() noexcept {
   Pieces dropped;                                   // their owners go after the lock
   revoked_.store(true, std::memory_order_relaxed);  // no new Access reaches anything; the lock below orders the rest
-  const std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock) return Step::pending;
+  if (!mutex_.try_lock()) return Step::pending;
   dropped.swap(pieces_);
+  mutex_.unlock();
   return Step::done;
 }
 
 size_t IovaMap::size() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return pieces_.size();
 }
 
-IovaMap::Access::Access(IovaMap& map) : map_(map), lock_(map.mutex_, std::defer_lock) {
-  while (map.changing_.load(std::memory_order_relaxed) > 0) std::this_thread::yield();
-  if (!map.revoked_.load(std::memory_order_relaxed)) lock_.lock();
+IovaMap::Access::Access(IovaMap& map)
+    : map_(map), held_([&map]() NO_THREAD_SAFETY_ANALYSIS {
+        while (map.changing_.load(std::memory_order_relaxed) > 0) std::this_thread::yield();
+        if (map.revoked_.load(std::memory_order_relaxed)) return false;
+        map.mutex_.lock();
+        return true;
+      }()) {}
+
+IovaMap::Access::~Access() {
+  if (held_) map_.mutex_.unlock();
 }
 
 uint8_t* IovaMap::Access::at(uint64_t iova, uint64_t& len, Rights wanted, Hint& hint) const noexcept {
-  if (!lock_ || iova < first_reachable) return nullptr;
+  if (!held_ || iova < first_reachable) return nullptr;
   const Pieces& pieces = map_.pieces_;
   if (hint.index >= pieces.size() || !pieces[hint.index].holds(iova)) {
     const auto found = map_.first_after(iova);

@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include "base/mutex.hpp"
 #include "dma/engine.hpp"
 
 namespace vhost_ioat::dma {
@@ -49,16 +49,20 @@ class IovaMap {
   /// The right to use what is mapped; while it lives, nothing is unmapped.
   class Access {
    public:
-    explicit Access(IovaMap& map);
+    // Not for clang to check: whether the mutex is held is known at run time only.
+    explicit Access(IovaMap& map) NO_THREAD_SAFETY_ANALYSIS;
+    Access(const Access&) = delete;
+    Access& operator=(const Access&) = delete;
+    ~Access() NO_THREAD_SAFETY_ANALYSIS;
     /// The host address of `iova`; `len` is lowered to the bytes that follow it in the same mapping. Null: unmapped, or
     /// not for that.
-    uint8_t* at(uint64_t iova, uint64_t& len, Rights wanted, Hint& hint) const noexcept;
+    uint8_t* at(uint64_t iova, uint64_t& len, Rights wanted, Hint& hint) const noexcept NO_THREAD_SAFETY_ANALYSIS;
     /// Copies out [iova, iova + len), over borders of mappings; false when a byte of it cannot be read.
     bool read(uint64_t iova, void* to, uint64_t len, Hint& hint) const noexcept;
 
    private:
     const IovaMap& map_;
-    std::unique_lock<std::mutex> lock_;  // not held: revoked
+    const bool held_;  // the mutex, until revoked
   };
 
  private:
@@ -73,14 +77,24 @@ class IovaMap {
     bool holds(uint64_t address) const { return address - iova < size; }
   };
   using Pieces = std::vector<Piece>;
-  Pieces::const_iterator first_after(uint64_t iova) const;
-  void split(uint64_t iova) noexcept;
-  void check_room() const;
-  std::unique_lock<std::mutex> lock_for_change();
+  /// A busy device takes the mutex again and again, and a plain one would let it win every time.
+  class SCOPED_CAPABILITY Change {
+   public:
+    explicit Change(IovaMap& map) ACQUIRE(map.mutex_);
+    Change(const Change&) = delete;
+    Change& operator=(const Change&) = delete;
+    ~Change() RELEASE() { map_.mutex_.unlock(); }
 
-  mutable std::mutex mutex_;
-  Pieces pieces_;                 // by IOVA
-  std::atomic<int> changing_{0};  // threads that want to change the map: the device lets them go first
+   private:
+    IovaMap& map_;
+  };
+  Pieces::const_iterator first_after(uint64_t iova) const REQUIRES(mutex_);
+  void split(uint64_t iova) noexcept REQUIRES(mutex_);
+  void check_room() const REQUIRES(mutex_);
+
+  mutable Mutex mutex_;
+  Pieces pieces_ GUARDED_BY(mutex_);  // by IOVA
+  std::atomic<int> changing_{0};      // threads that want to change the map: the device lets them go first
   std::atomic<bool> revoked_{false};
 };
 

@@ -75,7 +75,7 @@ VfioUserServer::VfioUserServer(IoatModel& model) : model_(model), seat_(model.ta
 }
 
 void VfioUserServer::Interrupt::raise() {
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   peer.signal();
 }
 
@@ -103,7 +103,7 @@ void VfioUserServer::detach() {
   model_.function_reset();
   model_.memory().unmap_range(0, UINT64_MAX);
   files_.clear();
-  const std::lock_guard lock(interrupt_->mutex);
+  const MutexLock lock(interrupt_->mutex);
   interrupt_->peer = {};
   interrupt_->fd.reset();
 }
@@ -283,7 +283,7 @@ void VfioUserServer::set_irqs(Message& request) {
   if (!request.fds.empty()) fd = std::move(request.fds[0]);
   const PeerFd peer(fd.get(), PeerFd::Use::signal);
   if (fd && peer.kind() != PeerFd::Kind::eventfd) throw Error("the fd of an interrupt is not an eventfd");
-  const std::lock_guard lock(interrupt_->mutex);
+  const MutexLock lock(interrupt_->mutex);
   interrupt_->peer = peer;
   interrupt_->fd = std::move(fd);
 }

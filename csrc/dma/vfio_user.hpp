@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -13,6 +12,7 @@
 
 #include "base/half_open.hpp"
 #include "base/helper.hpp"
+#include "base/mutex.hpp"
 #include "base/peer_fd.hpp"
 #include "base/unique_fd.hpp"
 #include "dma/ioat_model.hpp"
@@ -52,9 +52,9 @@ class VfioUserServer {
  private:
   /// Shared with the model, whose worker may still raise an interrupt when the server goes.
   struct Interrupt {
-    std::mutex mutex;
-    UniqueFd fd;
-    PeerFd peer;  // of fd
+    Mutex mutex;
+    UniqueFd fd GUARDED_BY(mutex);
+    PeerFd peer GUARDED_BY(mutex);  // of fd
     void raise();
   };
   using Payload = std::vector<std::byte>;

@@ -85,7 +85,7 @@ Block PacketArena::allocate(size_t bytes) noexcept {
   const unsigned order = order_of(taken);
   uint32_t frame = no_frame;
   {
-    const std::lock_guard guard(lock_);
+    const LockGuard guard(lock_);
     frame = take_free(order);
   }
   if (frame == no_frame) return block;
@@ -99,7 +99,7 @@ Block PacketArena::allocate(size_t bytes) noexcept {
 }
 
 size_t PacketArena::largest_free() noexcept {
-  const std::lock_guard guard(lock_);
+  const LockGuard guard(lock_);
   for (unsigned order = top_order_ + 1; order-- != 0;)
     if (free_[order] != no_frame) return min_block << order;
   return 0;
@@ -108,7 +108,7 @@ size_t PacketArena::largest_free() noexcept {
 void PacketArena::release(uint8_t* data, size_t size) noexcept {
   in_use_.fetch_sub(size, std::memory_order_relaxed);
   {
-    const std::lock_guard guard(lock_);
+    const LockGuard guard(lock_);
     give_back(frame_number(data), order_of(size));
   }
   let_go();

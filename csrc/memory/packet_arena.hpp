@@ -6,7 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
+
+#include "base/mutex.hpp"
 
 namespace vhost_ioat::memory {
 
@@ -73,10 +74,12 @@ class PacketArena {
     uint8_t free_order = not_free;                  // of the free block that begins here
   };
 
-  class SpinLock {
+  class CAPABILITY("mutex") SpinLock {
    public:
-    void lock() noexcept;
-    void unlock() noexcept { taken_.store(false, std::memory_order_release); }  // pairs with the exchange in lock()
+    void lock() noexcept ACQUIRE();
+    void unlock() noexcept RELEASE() {
+      taken_.store(false, std::memory_order_release);
+    }  // pairs with the exchange in lock()
 
    private:
     std::atomic<bool> taken_{false};
@@ -87,10 +90,10 @@ class PacketArena {
 
   void let_go() noexcept;
   void release(uint8_t* data, size_t size) noexcept;
-  uint32_t take_free(unsigned order) noexcept;
-  void give_back(uint32_t frame, unsigned order) noexcept;
-  void push_free(uint32_t frame, unsigned order) noexcept;
-  void remove_free(uint32_t frame, unsigned order) noexcept;
+  uint32_t take_free(unsigned order) noexcept REQUIRES(lock_);
+  void give_back(uint32_t frame, unsigned order) noexcept REQUIRES(lock_);
+  void push_free(uint32_t frame, unsigned order) noexcept REQUIRES(lock_);
+  void remove_free(uint32_t frame, unsigned order) noexcept REQUIRES(lock_);
 
   uint32_t frame_number(const uint8_t* data) const {
     return static_cast<uint32_t>(static_cast<size_t>(data - data_) / min_block);
@@ -104,10 +107,10 @@ class PacketArena {
   const size_t size_;
   const unsigned top_order_;
   std::unique_ptr<Frame[]> frames_;
-  SpinLock lock_;                   // guards free_ and the links of the frames
-  std::array<uint32_t, 32> free_;   // by order: the block freed last
-  std::atomic<size_t> in_use_{0};   // bytes
-  std::atomic<uint32_t> users_{1};  // the shared_ptr of create() and each block in use
+  SpinLock lock_;                                    // guards the links of the frames, too
+  std::array<uint32_t, 32> free_ GUARDED_BY(lock_);  // by order: the block freed last
+  std::atomic<size_t> in_use_{0};                    // bytes
+  std::atomic<uint32_t> users_{1};                   // the shared_ptr of create() and each block in use
 };
 
 }  // namespace vhost_ioat::memory

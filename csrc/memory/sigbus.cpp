@@ -8,8 +8,9 @@
 #include <array>
 #include <cerrno>
 #include <cstdint>
-#include <mutex>
 #include <system_error>
+
+#include "base/mutex.hpp"
 
 namespace vhost_ioat::memory {
 
@@ -38,7 +39,7 @@ struct Previous {
 };
 
 RangeChunk first_chunk;
-std::mutex change_mutex;  // for changes only; the handler takes no lock
+Mutex change_mutex;  // for changes only; the handler takes no lock
 std::atomic<const Previous*> newest_previous{nullptr};
 std::atomic<uint64_t> mended_count{0};
 
@@ -165,7 +166,7 @@ void on_sigbus(int signal, siginfo_t* info, void* context) {
 }  // namespace
 
 void ensure_sigbus_guard() {
-  const std::lock_guard lock(change_mutex);
+  const MutexLock lock(change_mutex);
   struct sigaction now{};
   if (sigaction(SIGBUS, nullptr, &now) != 0) throw std::system_error(errno, std::generic_category(), "sigaction");
   if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_sigbus) return;
@@ -187,7 +188,7 @@ void unblock_sigbus() noexcept {
 }
 
 WatchedRange* watch_range(void* start, size_t size, size_t page_size) {
-  const std::lock_guard lock(change_mutex);
+  const MutexLock lock(change_mutex);
   for (RangeChunk* chunk = &first_chunk;; chunk = chunk->next.load(std::memory_order_relaxed)) {
     for (WatchedRange& range : chunk->ranges) {
       if (range.size.load(std::memory_order_relaxed) != 0) continue;
@@ -200,7 +201,7 @@ WatchedRange* watch_range(void* start, size_t size, size_t page_size) {
 }
 
 void forget_range(WatchedRange* range) {
-  const std::lock_guard lock(change_mutex);
+  const MutexLock lock(change_mutex);
   set_range(*range, 0, 0, 0);
   const uintptr_t spare = range->spare.exchange(0, std::memory_order_relaxed);
   if (spare != 0) munmap(reinterpret_cast<void*>(spare), page_size_of_spare);

@@ -2,7 +2,8 @@
 #include "port/arenas.hpp"
 
 #include <atomic>
-#include <mutex>
+
+#include "base/mutex.hpp"
 
 namespace vhost_ioat::port {
 
@@ -10,8 +11,8 @@ namespace {
 constexpr size_t common_arena_size = size_t{64} << 20;
 
 struct Registry {
-  std::mutex mutex;
-  std::vector<std::weak_ptr<memory::PacketArena>> arenas;
+  Mutex mutex;
+  std::vector<std::weak_ptr<memory::PacketArena>> arenas GUARDED_BY(mutex);
   std::atomic<size_t> generation{0};
 };
 Registry& registry() {
@@ -21,17 +22,19 @@ Registry& registry() {
 }  // namespace
 
 void register_arena(const std::shared_ptr<memory::PacketArena>& arena) {
-  std::lock_guard lock(registry().mutex);
-  std::erase_if(registry().arenas, [](const auto& known) { return known.expired(); });
-  registry().arenas.push_back(arena);
-  registry().generation.fetch_add(1, std::memory_order_release);  // pairs with the load in arena_generation()
+  Registry& all = registry();
+  const MutexLock lock(all.mutex);
+  std::erase_if(all.arenas, [](const auto& known) { return known.expired(); });
+  all.arenas.push_back(arena);
+  all.generation.fetch_add(1, std::memory_order_release);  // pairs with the load in arena_generation()
 }
 
 std::vector<std::shared_ptr<memory::PacketArena>> registered_arenas(size_t& generation) {
-  std::lock_guard lock(registry().mutex);
-  generation = registry().generation.load(std::memory_order_relaxed);
+  Registry& all = registry();
+  const MutexLock lock(all.mutex);
+  generation = all.generation.load(std::memory_order_relaxed);
   std::vector<std::shared_ptr<memory::PacketArena>> living;
-  for (const auto& known : registry().arenas)
+  for (const auto& known : all.arenas)
     if (auto arena = known.lock()) living.push_back(std::move(arena));
   return living;
 }

@@ -206,13 +206,13 @@ void EthVhost::take_over_control(uint32_t ring, Prepared& ready) noexcept {
   control_at_ = ring;
   control_.setup(ready.control ? std::exchange(ready.setup, {}) : RingSetup{}, std::exchange(ready.kick, nullptr));
   ready.watched.reset();
-  std::lock_guard lock(snapshot_mutex_);
+  const MutexLock lock(snapshot_mutex_);
   if (!control_.running()) snapshot_.control = {};
 }
 
 void EthVhost::control_changed(const char* change) {
   report("guest", -1, false, true, Reports::info, "the guest asked over its control queue for: %s", change);
-  std::lock_guard lock(snapshot_mutex_);
+  const MutexLock lock(snapshot_mutex_);
   snapshot_.control = control_.state();
 }
 
@@ -260,7 +260,7 @@ std::unique_ptr<vhost_user::BackendSession> EthVhost::make_session() {
   session.features = config_.features;
   session.max_guest_mem = config_.max_guest_mem != 0 ? config_.max_guest_mem : budget::physical_memory();
   {
-    std::lock_guard lock(snapshot_mutex_);
+    const MutexLock lock(snapshot_mutex_);
     snapshot_.connected = true;
   }
   vhost_user::Device& device = *this;
@@ -271,7 +271,7 @@ void EthVhost::after_message(const SessionState& state) {
   bool up = false;
   for (uint32_t q = 0; q < config_.queues; ++q) up |= ring_usable_[2 * q] && ring_usable_[2 * q + 1];
   {
-    std::lock_guard lock(snapshot_mutex_);
+    const MutexLock lock(snapshot_mutex_);
     snapshot_.features = state.features.mask();
     snapshot_.protocol_features = state.protocol_features;
     snapshot_.mtu = state.mtu;
@@ -297,7 +297,7 @@ void EthVhost::disconnected(const char* reason, bool broken) noexcept {
   if (rarp_waits_) rarp_lost_.add(1);  // it would announce a guest that has gone
   rarp_waits_ = false;
   {
-    std::lock_guard lock(snapshot_mutex_);
+    const MutexLock lock(snapshot_mutex_);
     snapshot_ = {};
   }
   set_link(false);
@@ -309,7 +309,7 @@ void EthVhost::trouble(const char* what) noexcept { report("peer", -1, false, fa
 void EthVhost::set_link(bool up) noexcept {
   if (up == link_up()) return;
   {
-    std::lock_guard lock(link_mutex_);
+    const MutexLock lock(link_mutex_);
     link_up_.store(up, std::memory_order_release);  // pairs with link_up(): who sees it may send
   }
   link_changed_.notify_all();

@@ -45,7 +45,7 @@ ControlRing::ControlRing(std::shared_ptr<EventLoop> loop, uint32_t queue_pairs, 
     : loop_(std::move(loop)),
       queue_pairs_(queue_pairs),
       listener_(std::move(listener)),
-      again_(loop_, [this] { serve(); }) {}
+      again_(loop_, [this]() REQUIRES(control_thread) { serve(); }) {}
 
 void ControlRing::setup(RingSetup setup, vhost_user::SharedFd kick) noexcept {
   stop_watching();
@@ -61,7 +61,9 @@ void ControlRing::setup(RingSetup setup, vhost_user::SharedFd kick) noexcept {
     ring_.start(setup.at, setup.size, setup.features, setup.last_avail);
   }
   try {
-    if (kick) loop_->add_fd(kick->owned.get(), EPOLLIN | EPOLLET, [this](uint32_t) { serve(); });
+    if (kick) {
+      loop_->add_fd(kick->owned.get(), EPOLLIN | EPOLLET, [this](uint32_t) REQUIRES(control_thread) { serve(); });
+    }
     kick_ = std::move(kick);
   } catch (const std::exception&) {  // without a watch it is polled, as without a kick fd
   }

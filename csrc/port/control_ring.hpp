@@ -26,16 +26,16 @@ class ControlRing {
   ControlRing(std::shared_ptr<EventLoop> loop, uint32_t queue_pairs, Listener listener);
 
   /// Not running: the ring stops, and what the driver had asked for is forgotten.
-  void setup(RingSetup setup, vhost_user::SharedFd kick) noexcept;
+  void setup(RingSetup setup, vhost_user::SharedFd kick) noexcept REQUIRES(control_thread);
 
-  bool running() const { return running_; }
-  const virtio::SplitRing& ring() const { return ring_; }
-  const virtio::ControlState& state() const { return queue_.state(); }
+  bool running() const REQUIRES(control_thread) { return running_; }
+  const virtio::SplitRing& ring() const REQUIRES(control_thread) { return ring_; }
+  const virtio::ControlState& state() const REQUIRES(control_thread) { return queue_.state(); }
 
  private:
-  void stop_watching() noexcept;
-  void serve();
-  bool serve_one();
+  void stop_watching() noexcept REQUIRES(control_thread);
+  void serve() REQUIRES(control_thread);
+  bool serve_one() REQUIRES(control_thread);
 
   std::shared_ptr<EventLoop> loop_;
   const uint32_t queue_pairs_;

@@ -40,28 +40,30 @@ class EngineSlot {
   /// On the caller's thread, before the queue runs. Memory that the engine cannot reach is left to the CPU.
   void map_arenas_now() { work_->map_arenas(); }
   const std::shared_ptr<dma::IoatModel>& model() const { return model_; }
-  bool busy() const noexcept { return task_.running(); }
+  bool busy() const noexcept REQUIRES(control_thread) { return task_.running(); }
   /// Is there a job whose end is waited for? One that ends an engine that was given up may never be through: its thread
   /// may have no CPU, and it is let go of.
-  bool waited_for() const noexcept { return busy() && !given_up_; }
-  bool recovering() const noexcept { return work_->job == Job::recovery; }  // the job, when busy()
-  Recovery::Time busy_since() const noexcept { return work_->now; }         // of a step of recovery
+  bool waited_for() const noexcept REQUIRES(control_thread) { return busy() && !given_up_; }
+  bool recovering() const noexcept REQUIRES(control_thread) {
+    return work_->job == Job::recovery;
+  }  // the job, when busy()
+  Recovery::Time busy_since() const noexcept REQUIRES(control_thread) { return work_->now; }  // of a step of recovery
   Recovery& recovery() { return work_->recovery; }
 
   // ---- jobs; the queue is held, and not busy(). None of them can fail to start.
   /// The engine knows exactly this guest memory after it. False: it does already, there is nothing to wait for.
-  bool map_guest(Mappings wanted) noexcept;
+  bool map_guest(Mappings wanted) noexcept REQUIRES(control_thread);
   /// It knows the packet arenas of the process, as bursts of other ports may be sent here. False: as above.
-  bool map_arenas() noexcept;
-  void step_recovery(Recovery::Time now) noexcept;
+  bool map_arenas() noexcept REQUIRES(control_thread);
+  void step_recovery(Recovery::Time now) noexcept REQUIRES(control_thread);
   /// It ends. `queue` has let go of it.
-  void end() noexcept;
+  void end() noexcept REQUIRES(control_thread);
 
   /// It is stopped for good, and has handed everything back.
-  void give_up() noexcept;
-  Outcome take_outcome() noexcept { return std::exchange(work_->outcome, {}); }
+  void give_up() noexcept REQUIRES(control_thread);
+  Outcome take_outcome() noexcept REQUIRES(control_thread) { return std::exchange(work_->outcome, {}); }
   /// The engine may still write: what it may write to is never used again.
-  void leak() noexcept;
+  void leak() noexcept REQUIRES(control_thread);
 
   const std::string& state() const { return state_; }  // "ok", or why it is not in use, or for what it stands in
   void set_state(const char* state) noexcept;
@@ -87,7 +89,7 @@ class EngineSlot {
     Outcome outcome;
     std::shared_ptr<Work> next_leaked;
   };
-  void start(Job job) noexcept;
+  void start(Job job) noexcept REQUIRES(control_thread);
 
   std::string state_ = "ok";
   bool given_up_ = false;

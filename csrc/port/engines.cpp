@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The DMA engines of a port: which one serves which tx queue, and what memory each knows.
 #include <algorithm>
-#include <mutex>
 #include <set>
 
 #include "base/error.hpp"
+#include "base/mutex.hpp"
 #include "dma/hardware_engine.hpp"
 #include "dma/soft_engine.hpp"
 #include "port/calibration.hpp"
@@ -18,23 +18,22 @@ namespace {
 class Claims {
  public:
   static bool take(const std::string& bdf) {
-    std::lock_guard lock(mutex());
-    return taken().insert(bdf).second;
+    const MutexLock lock(all().mutex);
+    return all().taken.insert(bdf).second;
   }
   static void give_back(const std::string& bdf) {
-    std::lock_guard lock(mutex());
-    taken().erase(bdf);
+    const MutexLock lock(all().mutex);
+    all().taken.erase(bdf);
   }
 
  private:
-  static std::mutex& mutex() {
-    static auto* instance = new std::mutex;
+  static Claims& all() {
+    static auto* instance = new Claims;
     return *instance;
   }
-  static std::set<std::string>& taken() {
-    static auto* instance = new std::set<std::string>;
-    return *instance;
-  }
+
+  Mutex mutex;
+  std::set<std::string> taken GUARDED_BY(mutex);
 };
 
 bool is_software(const std::string& name) { return name.rfind("sw", 0) == 0; }

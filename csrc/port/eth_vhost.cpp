@@ -17,19 +17,20 @@ namespace vhost_ioat::port {
 
 EthVhost::EthVhost(PortConfig config)
     : config_(std::move(config)),
-      loop_(std::make_shared<PortLoop>(EventLoop::get(), [this](const char* what) { failed(what); })),
+      loop_(std::make_shared<PortLoop>(EventLoop::get(),
+                                       [this](const char* what) REQUIRES(control_thread) { failed(what); })),
       control_(loop_, config_.queues,
-               {[this](const char* change) { control_changed(change); },
+               {[this](const char* change) REQUIRES(control_thread) { control_changed(change); },
                 [this](const char* fault) {
                   report("peer", -1, false, false, Reports::warning,
                          "the control queue is broken until the front end restarts it: %s", fault);
                 }}),
       prepared_(rings()),
       ring_usable_(2 * config_.queues),
-      hold_timer_(loop_, [this] { closing_ ? close_step() : hold_later(); }),
-      service_timer_(loop_, [this] { service(); }),
-      waiter_timer_(loop_, [this] { service(); }),
-      lost_engine_(loop_, [this] {
+      hold_timer_(loop_, [this]() REQUIRES(control_thread) { closing_ ? close_step() : hold_later(); }),
+      service_timer_(loop_, [this]() REQUIRES(control_thread) { service(); }),
+      waiter_timer_(loop_, [this]() REQUIRES(control_thread) { service(); }),
+      lost_engine_(loop_, [this]() REQUIRES(control_thread) {
         if (endpoint_) endpoint_->drop_peer("its DMA engine could not be stopped");
       }) {
   if (config_.mempool > budget::physical_memory()) {
@@ -42,19 +43,20 @@ EthVhost::EthVhost(PortConfig config)
     rxqs_.push_back(std::make_unique<RxQueue>());
     txqs_.push_back(std::make_unique<TxQueue>());
     interrupts_.push_back(std::make_unique<RxInterrupt>());
-    engines_.push_back(config_.ioats.contains(q) ? std::make_unique<EngineSlot>(loop_,
-                                                                                [this, q](auto problem) {
-                                                                                  engine_ended(q);
-                                                                                  if (problem)
-                                                                                    std::rethrow_exception(problem);
-                                                                                })
-                                                 : nullptr);
+    engines_.push_back(config_.ioats.contains(q)
+                           ? std::make_unique<EngineSlot>(loop_,
+                                                          [this, q](auto problem) REQUIRES(control_thread) {
+                                                            engine_ended(q);
+                                                            if (problem) std::rethrow_exception(problem);
+                                                          })
+                           : nullptr);
   }
   for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring)
-    kick_watches_.push_back(std::make_unique<KickWatch>(loop_, [this, ring](auto advice) { advise(ring, advice); }));
+    kick_watches_.push_back(std::make_unique<KickWatch>(
+        loop_, [this, ring](auto advice) REQUIRES(control_thread) { advise(ring, advice); }));
   make_engines();
-  loop_->run([this] {
-    loop_->add_fd(wake_fd_.get(), EPOLLIN, [this](uint32_t) {
+  loop_->run([this]() REQUIRES(control_thread) {
+    loop_->add_fd(wake_fd_.get(), EPOLLIN, [this](uint32_t) REQUIRES(control_thread) {
       eventfd_clear(wake_fd_.get());
       service();
     });
@@ -66,10 +68,10 @@ EthVhost::~EthVhost() {
 }
 
 void EthVhost::start() {
-  std::lock_guard lock(life_);
+  const MutexLock lock(life_);
   check_usable();
   if (started_) return;
-  loop_->run([this] {
+  loop_->run([this]() REQUIRES(control_thread) {
     vhost_user::EndpointOwner& owner = *this;
     vhost_user::EndpointConfig endpoint{config_.iface, config_.client, config_.socket_mode};
     endpoint_ = std::make_unique<vhost_user::Endpoint>(loop_, std::move(endpoint), owner);
@@ -84,12 +86,12 @@ void EthVhost::start() {
 }
 
 void EthVhost::stop() {
-  std::lock_guard lock(life_);
+  const MutexLock lock(life_);
   if (!started_ || loop_->forked()) return;
   Latch stopped;
-  loop_->run([&] { endpoint_->stop([&stopped] { stopped.open(); }); });
+  loop_->run([&]() REQUIRES(control_thread) { endpoint_->stop([&stopped] { stopped.open(); }); });
   stopped.wait();
-  loop_->run([this] { endpoint_.reset(); });
+  loop_->run([this]() REQUIRES(control_thread) { endpoint_.reset(); });
   started_ = false;
   wake_waiters();
 }
@@ -103,18 +105,21 @@ void EthVhost::wake_waiters() noexcept {
 void EthVhost::close() {
   if (loop_->forked()) return;
   if (closed_.exchange(true)) {
-    std::lock_guard lock(life_);  // a second close() returns when the first is through
+    const MutexLock lock(life_);  // a second close() returns when the first is through
     return;
   }
   stop();
-  std::lock_guard lock(life_);
+  const MutexLock lock(life_);
   Latch done;
-  loop_->run([&] {
+  loop_->run([&]() REQUIRES(control_thread) {
     closing_ = &done;
     close_step();
   });
   done.wait();
-  link_changed_.notify_all();
+  {
+    const MutexLock between(link_mutex_);  // who has just found the port open is waiting by now
+    link_changed_.notify_all();
+  }
   wake_waiters();
 }
 
@@ -130,7 +135,8 @@ void EthVhost::close_step() noexcept {
     loop_->remove_fd(wake_fd_.get());
     for (uint32_t q = 0; q < config_.queues; ++q) release_engine(q);
   }
-  const bool busy = std::ranges::any_of(engines_, [](const auto& slot) { return slot && slot->waited_for(); });
+  const bool busy = std::ranges::any_of(
+      engines_, [](const auto& slot) REQUIRES(control_thread) { return slot && slot->waited_for(); });
   if (busy && now < *engines_end_) return hold_timer_.arm_after(hold_retry);
   engines_.clear();  // who is told of a job's end is this port, and it may be gone soon
   std::exchange(closing_, nullptr)->open();
@@ -254,8 +260,11 @@ void EthVhost::rx_intr_disable(uint32_t queue) {
 }
 
 bool EthVhost::wait_link(bool up, std::chrono::steady_clock::time_point until) {
-  std::unique_lock lock(link_mutex_);
-  return link_changed_.wait_until(lock, until, [&] { return link_up() == up || closed(); }) && link_up() == up;
+  const MutexLock lock(link_mutex_);
+  while (link_up() != up && !closed()) {
+    if (link_mutex_.wait_until(link_changed_, until) == std::cv_status::timeout) break;
+  }
+  return link_up() == up;
 }
 
 }  // namespace vhost_ioat::port

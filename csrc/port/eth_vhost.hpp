@@ -5,7 +5,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -13,6 +12,7 @@
 
 #include "base/event_loop.hpp"
 #include "base/latch.hpp"
+#include "base/mutex.hpp"
 #include "dma/ioat_model.hpp"
 #include "memory/packet_arena.hpp"
 #include "port/config.hpp"
@@ -125,18 +125,20 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
 
  private:
   // ---- the session above us (control.cpp), on the control thread
-  void prepare(const vhost_user::RingSet& rings, const vhost_user::SessionState& next) override;
-  bool hold(const vhost_user::RingSet& rings, vhost_user::Hold how) noexcept override;
-  std::optional<uint16_t> ring_base(uint32_t ring) noexcept override;
-  void commit(const vhost_user::RingSet& rings, const vhost_user::SessionState& next) noexcept override;
-  void prepare_halt() noexcept override;
-  void halt() noexcept override;
-  void announce(const uint8_t (&mac)[6]) noexcept override;
-  void remark(const char* text) noexcept override;
-  std::unique_ptr<vhost_user::BackendSession> make_session() override;
-  void after_message(const vhost_user::SessionState& state) override;
-  void disconnected(const char* reason, bool broken) noexcept override;
-  void trouble(const char* what) noexcept override;
+  void prepare(const vhost_user::RingSet& rings, const vhost_user::SessionState& next) override
+      REQUIRES(control_thread);
+  bool hold(const vhost_user::RingSet& rings, vhost_user::Hold how) noexcept override REQUIRES(control_thread);
+  std::optional<uint16_t> ring_base(uint32_t ring) noexcept override REQUIRES(control_thread);
+  void commit(const vhost_user::RingSet& rings, const vhost_user::SessionState& next) noexcept override
+      REQUIRES(control_thread);
+  void prepare_halt() noexcept override REQUIRES(control_thread);
+  void halt() noexcept override REQUIRES(control_thread);
+  void announce(const uint8_t (&mac)[6]) noexcept override REQUIRES(control_thread);
+  void remark(const char* text) noexcept override REQUIRES(control_thread);
+  std::unique_ptr<vhost_user::BackendSession> make_session() override REQUIRES(control_thread);
+  void after_message(const vhost_user::SessionState& state) override REQUIRES(control_thread);
+  void disconnected(const char* reason, bool broken) noexcept override REQUIRES(control_thread);
+  void trouble(const char* what) noexcept override REQUIRES(control_thread);
 
   /// What a ring will be, made ready while it still is what it was.
   struct Prepared {
@@ -152,45 +154,45 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   static constexpr auto hold_retry = std::chrono::microseconds(100);
   uint32_t rings() const { return 2 * config_.queues + 1; }
   VringQueue& vring_queue(uint32_t ring);
-  bool hold_step() noexcept;
-  void hold_later();
-  Prepared prepare_ring(uint32_t ring, const vhost_user::SessionState& next);
-  void take_over(uint32_t ring, Prepared ready) noexcept;
-  void take_over_control(uint32_t ring, Prepared& ready) noexcept;
-  void take_over_rx(uint32_t queue, Prepared ready) noexcept;
-  void control_changed(const char* change);
-  void advise(uint32_t ring, KickWatch::Advice advice) noexcept;
-  void set_link(bool up) noexcept;
+  bool hold_step() noexcept REQUIRES(control_thread);
+  void hold_later() REQUIRES(control_thread);
+  Prepared prepare_ring(uint32_t ring, const vhost_user::SessionState& next) REQUIRES(control_thread);
+  void take_over(uint32_t ring, Prepared ready) noexcept REQUIRES(control_thread);
+  void take_over_control(uint32_t ring, Prepared& ready) noexcept REQUIRES(control_thread);
+  void take_over_rx(uint32_t queue, Prepared ready) noexcept REQUIRES(control_thread);
+  void control_changed(const char* change) REQUIRES(control_thread);
+  void advise(uint32_t ring, KickWatch::Advice advice) noexcept REQUIRES(control_thread);
+  void set_link(bool up) noexcept REQUIRES(control_thread);
 
   // ---- service of the queues (service.cpp), on the control thread
-  void wake_control() noexcept;
-  void service() noexcept;
-  bool service_tx(uint32_t queue) noexcept;
-  bool service_rx(uint32_t queue) noexcept;
-  bool watch_for_waiter(uint32_t queue) noexcept;
-  bool drain_step(uint32_t queue) noexcept;
-  bool recover(uint32_t queue, Recovery::Time now, bool draining) noexcept;
-  bool engine_busy(uint32_t queue) noexcept;
-  bool engine_recovers(uint32_t queue) noexcept;
-  void engine_ended(uint32_t queue) noexcept;
-  void give_up(uint32_t queue) noexcept;
-  void abandon(uint32_t queue) noexcept;
-  void report_fault(VringQueue& vring, uint32_t queue, bool rx) noexcept;
-  void check_memory() noexcept;
-  void failed(const char* what) noexcept;
+  void wake_control() noexcept;  // any thread
+  void service() noexcept REQUIRES(control_thread);
+  bool service_tx(uint32_t queue) noexcept REQUIRES(control_thread);
+  bool service_rx(uint32_t queue) noexcept REQUIRES(control_thread);
+  bool watch_for_waiter(uint32_t queue) noexcept REQUIRES(control_thread);
+  bool drain_step(uint32_t queue) noexcept REQUIRES(control_thread);
+  bool recover(uint32_t queue, Recovery::Time now, bool draining) noexcept REQUIRES(control_thread);
+  bool engine_busy(uint32_t queue) noexcept REQUIRES(control_thread);
+  bool engine_recovers(uint32_t queue) noexcept REQUIRES(control_thread);
+  void engine_ended(uint32_t queue) noexcept REQUIRES(control_thread);
+  void give_up(uint32_t queue) noexcept REQUIRES(control_thread);
+  void abandon(uint32_t queue) noexcept REQUIRES(control_thread);
+  void report_fault(VringQueue& vring, uint32_t queue, bool rx) noexcept REQUIRES(control_thread);
+  void check_memory() noexcept REQUIRES(control_thread);
+  void failed(const char* what) noexcept REQUIRES(control_thread);
   [[gnu::format(printf, 7, 8)]] void report(const char* kind, int queue, bool rx, bool enabled, int level,
-                                            const char* text, ...) noexcept;
+                                            const char* text, ...) noexcept;  // any thread
 
-  // ---- engines (engines.cpp)
+  // ---- engines (engines.cpp), by the constructor: the control thread does not know this port yet
   void make_engines();
   void make_engine(uint32_t queue, const std::string& name);
-  void calibrate_engine(uint32_t queue);
-  void release_engine(uint32_t queue) noexcept;
+  void calibrate_engine(uint32_t queue) NO_THREAD_SAFETY_ANALYSIS;
+  void release_engine(uint32_t queue) noexcept REQUIRES(control_thread);
 
   void check_usable() const;
   void wake_waiters() noexcept;
-  void close_step() noexcept;
-  bool close_queues() noexcept;
+  void close_step() noexcept REQUIRES(control_thread);
+  bool close_queues() noexcept REQUIRES(control_thread);
   template <typename Queue>
   void after_burst(Queue& queue, bool attention) noexcept;
 
@@ -202,32 +204,32 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   std::vector<std::unique_ptr<TxQueue>> txqs_;
   std::vector<std::unique_ptr<RxInterrupt>> interrupts_;
   std::vector<std::unique_ptr<EngineSlot>> engines_;
-  ControlRing control_;
-  std::vector<std::unique_ptr<KickWatch>> kick_watches_;  // by ring
+  ControlRing control_ GUARDED_BY(control_thread);
+  std::vector<std::unique_ptr<KickWatch>> kick_watches_ GUARDED_BY(control_thread);  // by ring
 
-  std::mutex life_;  // start, stop, close one after the other
+  Mutex life_;  // start, stop, close one after the other
   std::atomic<bool> started_{false};
   std::atomic<bool> closed_{false};
-  std::unique_ptr<vhost_user::Endpoint> endpoint_;  // used on the control thread
+  std::unique_ptr<vhost_user::Endpoint> endpoint_ GUARDED_BY(control_thread);
 
   std::atomic<bool> link_up_{false};
-  std::mutex link_mutex_;
+  Mutex link_mutex_;
   std::condition_variable link_changed_;
 
-  // Control thread only:
-  vhost_user::RingSet holding_;  // asked for by hold(), not let go of yet
-  vhost_user::Hold how_ = vhost_user::Hold::owned;
-  bool hold_pending_ = false;
-  std::vector<Prepared> prepared_;  // by ring; used between prepare() and commit()
-  std::vector<bool> ring_usable_;   // running and enabled, as last told in an event
-  uint32_t control_at_ = 0;         // the ring that control_ serves, while it runs
-  uint32_t next_serviced_ = 0;      // queue, should a turn end early
-  std::array<uint8_t, 60> rarp_{};  // frame to come first on rx queue 0
-  bool rarp_waits_ = false;
-  Counter rarp_lost_;                                        // those that never got as far as the queue
-  std::shared_ptr<const memory::RegionTable> memory_;        // the session's
-  Latch* closing_ = nullptr;                                 // close() waits there
-  std::optional<EventLoop::Clock::time_point> engines_end_;  // then close() waits for the engines no longer
+  vhost_user::RingSet holding_ GUARDED_BY(control_thread);  // asked for by hold(), not let go of yet
+  vhost_user::Hold how_ GUARDED_BY(control_thread) = vhost_user::Hold::owned;
+  bool hold_pending_ GUARDED_BY(control_thread) = false;
+  std::vector<Prepared> prepared_ GUARDED_BY(control_thread);  // by ring; used between prepare() and commit()
+  std::vector<bool> ring_usable_ GUARDED_BY(control_thread);   // running and enabled, as last told in an event
+  uint32_t control_at_ GUARDED_BY(control_thread) = 0;         // the ring that control_ serves, while it runs
+  uint32_t next_serviced_ GUARDED_BY(control_thread) = 0;      // queue, should a turn end early
+  std::array<uint8_t, 60> rarp_ GUARDED_BY(control_thread){};  // frame to come first on rx queue 0
+  bool rarp_waits_ GUARDED_BY(control_thread) = false;
+  Counter rarp_lost_;  // those that never got as far as the queue
+  std::shared_ptr<const memory::RegionTable> memory_ GUARDED_BY(control_thread);  // the session's
+  Latch* closing_ GUARDED_BY(control_thread) = nullptr;                           // close() waits there
+  std::optional<EventLoop::Clock::time_point> engines_end_
+      GUARDED_BY(control_thread);  // then close() waits for the engines no longer
 
   UniqueFd wake_fd_ = make_eventfd();
   /// The control thread has been told, or has its timer running: no need to tell it again.
@@ -237,10 +239,10 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   EventLoop::Timer hold_timer_, service_timer_, waiter_timer_;
   EventLoop::Posted lost_engine_;
 
-  mutable std::mutex snapshot_mutex_;  // guards snapshot_, baseline_
-  Info snapshot_;
-  Stats stats_baseline_;
-  XStats xstats_baseline_;
+  mutable Mutex snapshot_mutex_;
+  Info snapshot_ GUARDED_BY(snapshot_mutex_);
+  Stats stats_baseline_ GUARDED_BY(snapshot_mutex_);
+  XStats xstats_baseline_ GUARDED_BY(snapshot_mutex_);
   XStats raw_xstats() const;
 };
 

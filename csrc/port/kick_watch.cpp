@@ -18,7 +18,7 @@ bool moved(const uint8_t* avail) { return virtio::load_relaxed<uint16_t>(avail +
 KickWatch::KickWatch(std::shared_ptr<EventLoop> loop, Advise advise)
     : loop_(std::move(loop)),
       advise_(std::move(advise)),
-      patience_(loop_, [this] { this->advise(Advice::not_running); }) {}
+      patience_(loop_, [this]() REQUIRES(control_thread) { this->advise(Advice::not_running); }) {}
 
 void KickWatch::setup(vhost_user::SharedFd kick, const uint8_t* avail,
                       std::shared_ptr<const memory::RegionTable> memory) noexcept {
@@ -26,7 +26,7 @@ void KickWatch::setup(vhost_user::SharedFd kick, const uint8_t* avail,
   if (!kick) return;
   if (avail && moved(avail)) return;
   try {
-    loop_->add_fd(kick->owned.get(), EPOLLIN | EPOLLET, [this](uint32_t) { on_kick(); });
+    loop_->add_fd(kick->owned.get(), EPOLLIN | EPOLLET, [this](uint32_t) REQUIRES(control_thread) { on_kick(); });
   } catch (const std::exception&) {
     return;
   }

@@ -28,12 +28,12 @@ class KickWatch {
   /// The ring as it is from now on. avail: its available ring, null while it does not run. It is good advice only, so
   /// where there are no fds or memory to watch with, there is none.
   void setup(vhost_user::SharedFd kick, const uint8_t* avail,
-             std::shared_ptr<const memory::RegionTable> memory) noexcept;
-  void stop() noexcept;
+             std::shared_ptr<const memory::RegionTable> memory) noexcept REQUIRES(control_thread);
+  void stop() noexcept REQUIRES(control_thread);
 
  private:
-  void on_kick();
-  void advise(Advice advice);
+  void on_kick() REQUIRES(control_thread);
+  void advise(Advice advice) REQUIRES(control_thread);
 
   std::shared_ptr<EventLoop> loop_;
   Advise advise_;

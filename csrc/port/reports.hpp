@@ -4,10 +4,10 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "base/mutex.hpp"
 #include "base/unique_fd.hpp"
 
 namespace vhost_ioat::port {
@@ -35,7 +35,7 @@ class Reports {
   static constexpr int info = 20, warning = 30, error = 40;
 
   void add(const char* kind, int queue, bool rx, bool enabled, int level, const char* text) noexcept {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     try {
       if (level >= warning) last_error_ = text;
       push(log_, {level, text});
@@ -47,16 +47,16 @@ class Reports {
   }
   uint64_t lost() const noexcept { return lost_.load(std::memory_order_relaxed); }
   std::vector<Event> take_events() {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     eventfd_clear(fd_.get());
     return take(events_);
   }
   std::vector<LogLine> take_log() {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return take(log_);
   }
   std::string last_error() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return last_error_;
   }
   int fileno() const { return fd_.get(); }  // readable while events wait
@@ -73,10 +73,10 @@ class Reports {
     from.clear();
     return all;
   }
-  mutable std::mutex mutex_;
-  std::deque<Event> events_;
-  std::deque<LogLine> log_;
-  std::string last_error_;
+  mutable Mutex mutex_;
+  std::deque<Event> events_ GUARDED_BY(mutex_);
+  std::deque<LogLine> log_ GUARDED_BY(mutex_);
+  std::string last_error_ GUARDED_BY(mutex_);
   std::atomic<uint64_t> lost_{0};
   UniqueFd fd_ = make_eventfd();
 };

@@ -31,7 +31,7 @@ EthVhost::Stats EthVhost::raw_stats() const {
 
 EthVhost::Stats EthVhost::stats() const {
   Stats s = raw_stats();
-  std::lock_guard lock(snapshot_mutex_);
+  const MutexLock lock(snapshot_mutex_);
   const Stats& base = stats_baseline_;
   if (base.queues.empty()) return s;
   s.ipackets -= base.ipackets;
@@ -54,7 +54,7 @@ EthVhost::Stats EthVhost::stats() const {
 
 void EthVhost::stats_reset() {
   Stats now = raw_stats();
-  std::lock_guard lock(snapshot_mutex_);
+  const MutexLock lock(snapshot_mutex_);
   stats_baseline_ = std::move(now);
 }
 
@@ -124,7 +124,7 @@ EthVhost::XStats EthVhost::raw_xstats() const {
 
 EthVhost::XStats EthVhost::xstats() const {
   XStats all = raw_xstats();
-  std::lock_guard lock(snapshot_mutex_);
+  const MutexLock lock(snapshot_mutex_);
   for (size_t i = 0; i < xstats_baseline_.size(); ++i)
     if (!is_gauge(all[i].first)) all[i].second -= xstats_baseline_[i].second;
   return all;
@@ -132,7 +132,7 @@ EthVhost::XStats EthVhost::xstats() const {
 
 void EthVhost::xstats_reset() {
   XStats now = raw_xstats();
-  std::lock_guard lock(snapshot_mutex_);
+  const MutexLock lock(snapshot_mutex_);
   xstats_baseline_ = std::move(now);
 }
 
@@ -140,7 +140,7 @@ const char* EthVhost::state() {
   if (closed()) return "closed";
   if (!started_) return "stopped";
   if (link_up()) return "up";
-  std::lock_guard lock(snapshot_mutex_);
+  const MutexLock lock(snapshot_mutex_);
   return snapshot_.connected ? "connected" : config_.client ? "connecting" : "listening";
 }
 
@@ -156,12 +156,12 @@ void tell(EthVhost::RingInfo& info, const virtio::SplitRing& ring) {
 EthVhost::Info EthVhost::info() {
   Info info;
   {
-    std::lock_guard lock(snapshot_mutex_);
+    const MutexLock lock(snapshot_mutex_);
     info = snapshot_;
   }
   // What belongs to the queues is read on the control thread, between two bursts of their callers.
   if (!closed() && !loop_->forked()) {
-    loop_->run([&] {
+    loop_->run([&]() REQUIRES(control_thread) {
       for (RingInfo& ring : info.rings) {
         if (control_.running() && ring.index == control_at_) {
           tell(ring, control_.ring());

@@ -24,8 +24,8 @@ Endpoint::Endpoint(std::shared_ptr<EventLoop> loop, EndpointConfig config, Endpo
     : loop_(std::move(loop)),
       config_(std::move(config)),
       owner_(owner),
-      timer_(loop_, [this] { on_timer(); }),
-      pause_over_(loop_, [this] { watch_socket(); }),
+      timer_(loop_, [this]() REQUIRES(control_thread) { on_timer(); }),
+      pause_over_(loop_, [this]() REQUIRES(control_thread) { watch_socket(); }),
       half_open_(config_.patience),
       delay_(budget::first_retry) {}
 
@@ -91,7 +91,7 @@ void Endpoint::seek() {
 void Endpoint::watch_listener(bool on) {
   if (on == listener_watched_) return;
   if (on) {
-    loop_->add_fd(listener_->fd(), EPOLLIN, [this](uint32_t) { on_listener(); });
+    loop_->add_fd(listener_->fd(), EPOLLIN, [this](uint32_t) REQUIRES(control_thread) { on_listener(); });
   } else {
     loop_->remove_fd(listener_->fd());
   }
@@ -148,7 +148,8 @@ bool Endpoint::may_begin() noexcept {
 /// Before the connection: when they cannot be had, there must not be a socket to close, in which something may wait.
 Endpoint::Lanes Endpoint::make_lanes() {
   const auto flush_task = [this] {
-    return std::make_unique<HelperTask>(loop_, [] {}, [this](const std::exception_ptr&) { flush(); });
+    return std::make_unique<HelperTask>(
+        loop_, [] {}, [this](const std::exception_ptr&) REQUIRES(control_thread) { flush(); });
   };
   return {HelperLane::create(), HelperLane::create(budget::fds_kept), flush_task(), flush_task()};
 }
@@ -161,7 +162,7 @@ void Endpoint::begin(UniqueFd socket, Lanes lanes) {
   connection_ = std::make_unique<Connection>(std::move(socket), lanes_.fds);
   session_ = owner_.make_session();
   watched_ = EPOLLIN;
-  loop_->add_fd(connection_->fd(), watched_, [this](uint32_t events) { on_socket(events); });
+  loop_->add_fd(connection_->fd(), watched_, [this](uint32_t events) REQUIRES(control_thread) { on_socket(events); });
   half_open_.connected(Clock::now());
   if (listener_) timer_.arm(half_open_.ends());
 }
@@ -223,7 +224,7 @@ bool Endpoint::proceed(BackendSession::Next next, std::optional<Message>& reply)
 void Endpoint::start_work() {
   work_ = std::make_unique<HelperTask>(
       loop_, [work = session_->work(), lane = lanes_.memory] { work->run(lane); },
-      [this](const std::exception_ptr&) { resume(); });
+      [this](const std::exception_ptr&) REQUIRES(control_thread) { resume(); });
   work_->start(*lanes_.memory);
 }
 

@@ -59,21 +59,21 @@ class Endpoint {
 
   /// Throws ConfigError or std::system_error when a server cannot listen; nothing is started then. A client with a
   /// usable path never fails here.
-  void start();
+  void start() REQUIRES(control_thread);
   /// No more connections; ends the session. `stopped` is called once it has ended and what it left is closed and
   /// unmapped (but a peer can make that take long, so after budget::patience_at_stop in any case), maybe before stop()
   /// returns; it must not destroy the endpoint.
-  void stop(std::function<void()> stopped);
+  void stop(std::function<void()> stopped) REQUIRES(control_thread);
   /// The device has held the rings it was asked for (Device::hold, never from inside it).
-  void resume();
+  void resume() REQUIRES(control_thread);
   /// Ends the present session, if any; the next front end may come.
-  void drop_peer(const char* reason) noexcept;
+  void drop_peer(const char* reason) noexcept REQUIRES(control_thread);
   /// A callback of this port threw: the session ends, or what was being tried is tried again later.
-  void failed(const char* what) noexcept;
+  void failed(const char* what) noexcept REQUIRES(control_thread);
 
-  bool connected() const { return session_ != nullptr; }
+  bool connected() const REQUIRES(control_thread) { return session_ != nullptr; }
   /// What the present front end has said; null when there is none.
-  const SessionState* state() const { return session_ ? &session_->state() : nullptr; }
+  const SessionState* state() const REQUIRES(control_thread) { return session_ ? &session_->state() : nullptr; }
 
  private:
   /// What one connection has of its own, so that one whose end takes long keeps up no other.
@@ -85,24 +85,24 @@ class Endpoint {
     bool flushing() const { return memory && (flush_memory->running() || flush_fds->running()); }
   };
 
-  void seek();
-  void watch_listener(bool on);
-  void on_listener();
-  void try_connect();
-  void try_again_later(const char* what, int error) noexcept;
-  bool may_begin() noexcept;
-  Lanes make_lanes();
-  void begin(UniqueFd socket, Lanes lanes);
-  void on_socket(uint32_t events);
-  void handle_messages();
-  void start_work();
-  bool proceed(BackendSession::Next next, std::optional<Message>& reply);
-  void watch_socket(bool pause = false);
-  void on_timer();
-  void end(const char* reason, bool broken) noexcept;
-  void ended() noexcept;
-  void forget_session() noexcept;
-  void flush() noexcept;
+  void seek() REQUIRES(control_thread);
+  void watch_listener(bool on) REQUIRES(control_thread);
+  void on_listener() REQUIRES(control_thread);
+  void try_connect() REQUIRES(control_thread);
+  void try_again_later(const char* what, int error) noexcept REQUIRES(control_thread);
+  bool may_begin() noexcept REQUIRES(control_thread);
+  Lanes make_lanes() REQUIRES(control_thread);
+  void begin(UniqueFd socket, Lanes lanes) REQUIRES(control_thread);
+  void on_socket(uint32_t events) REQUIRES(control_thread);
+  void handle_messages() REQUIRES(control_thread);
+  void start_work() REQUIRES(control_thread);
+  bool proceed(BackendSession::Next next, std::optional<Message>& reply) REQUIRES(control_thread);
+  void watch_socket(bool pause = false) REQUIRES(control_thread);
+  void on_timer() REQUIRES(control_thread);
+  void end(const char* reason, bool broken) noexcept REQUIRES(control_thread);
+  void ended() noexcept REQUIRES(control_thread);
+  void forget_session() noexcept REQUIRES(control_thread);
+  void flush() noexcept REQUIRES(control_thread);
 
   std::shared_ptr<EventLoop> loop_;
   EndpointConfig config_;
