@@ -93,10 +93,13 @@ bool mend(WatchedRange& range, uintptr_t address) {
   const uintptr_t page = address & ~(page_size - 1);
   range.torn.store(true, std::memory_order_relaxed);
   mended_count.fetch_add(1, std::memory_order_release);  // pairs with the load in times_mended(): torn is set before
-  if (replace(page, start + size - page)) return true;
-  const uintptr_t spare = range.spare.exchange(0, std::memory_order_relaxed);
-  return spare != 0 && munmap(reinterpret_cast<void*>(spare), page_size_of_spare) == 0 &&
-         replace(page, start + size - page);
+  // There is no other way out: a process that is short of memory or mappings for a moment is given that moment.
+  for (int tries = 0; tries < 64; ++tries) {
+    if (replace(page, start + size - page)) return true;
+    const uintptr_t spare = range.spare.exchange(0, std::memory_order_relaxed);
+    if (spare != 0) munmap(reinterpret_cast<void*>(spare), page_size_of_spare);
+  }
+  return false;
 }
 
 bool mend_any(uintptr_t address) {
