@@ -230,13 +230,14 @@ bool tx_drain(EthVhost& port, Clamped queue_id, const Seconds& timeout) {
 }
 
 bool wait_link(EthVhost& port, bool up, const Seconds& timeout) {
-  return wait_in_slices(timeout,
-                        [&](double slice) {
-                          const auto duration = std::chrono::duration_cast<std::chrono::steady_clock::duration>(
-                              std::chrono::duration<double>(slice));
-                          return port.wait_link(up, std::chrono::steady_clock::now() + duration) || port.closed();
-                        }) &&
-         port.link_up() == up;
+  bool reached = false;
+  wait_in_slices(timeout, [&](double slice) {
+    const auto duration =
+        std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(slice));
+    reached = port.wait_link(up, std::chrono::steady_clock::now() + duration);
+    return reached || port.closed();
+  });
+  return reached;
 }
 
 }  // namespace

@@ -7,7 +7,8 @@ namespace vhost_ioat::dma {
 /// The registers of one I/OAT channel: BAR0 and the PCI configuration space of its function.
 ///
 /// Sizes are 1, 2, 4 or 8 bytes (configuration space: 1, 2, 4) and offsets are naturally aligned. A device that has
-/// left the bus reads as all ones. No call fails or waits.
+/// left the bus reads as all ones. No call fails, and none waits,
+/// but one that turns bus mastering off, for the copy at work.
 class Mmio {
  public:
   virtual ~Mmio() = default;
