@@ -92,17 +92,24 @@ def test_an_fd_that_is_never_received_holds_up_nobody(socket_path, where):
 
 def test_a_front_end_that_leaves_while_it_is_not_read_makes_way(socket_path):
     """Nothing is read from it while too much of what it sent waits to be closed; that it has gone is noticed."""
-    with EthVhost(socket_path) as port, lingering() as make, contextlib.ExitStack() as at_end:
+    with (
+        EthVhost(socket_path) as port,
+        EthVhost(socket_path + ".next") as next_door,
+        RawFrontend(next_door.devargs.iface, timeout=WATCHDOG) as neighbour,
+        lingering() as make,
+        open("/dev/null", "r+b") as plain,  # noqa: PTH123
+    ):
         frontend = RawFrontend(port.devargs.iface, timeout=WATCHDOG)
         frontend.negotiate(1 << 32)
         held = make()
         frontend.tell("SET_BACKEND_REQ_FD", b"", [held.fileno()])
         assert frontend.is_answering()
         held.close()  # the port's is the last one now
-        plain = at_end.enter_context(open("/dev/null", "r+b")).fileno()  # noqa: PTH123
-        frontend.tell("SET_BACKEND_REQ_FD", b"", [plain])  # instead of it
+        frontend.tell("SET_BACKEND_REQ_FD", b"", [plain.fileno()])  # instead of it
         for _ in range(HELPER_JOBS + 20):
-            frontend.tell("SET_VRING_CALL", u64(0), [plain])
+            frontend.tell("SET_VRING_CALL", u64(0), [plain.fileno()])
+        for _ in range(HELPER_JOBS + 20):  # each is a turn of the control thread: what it reads, it has read after them
+            assert neighbour.is_answering()
         frontend.close()
         with RawFrontend(port.devargs.iface, timeout=WATCHDOG) as after:
             assert after.is_answering()
