@@ -187,10 +187,11 @@ def test_out_of_fds_while_a_front_end_starts(victim):
     """Each number of fds from enough down to none."""
     port = victim(queues=2)
     ran = []
-    for free in range(40, 0, -1):
+    # Some 30 are open in the end; how many more at once depends on when the helper threads come to close the others.
+    for free in (200, *range(40, 0, -1)):
         ran.append(live_short(port, f"fds {free}", 2, 256))
         port.serves()
-    assert ran[0], "40 fds are enough"
+    assert ran[0], "200 fds are enough"
     assert not ran[-1]
 
 
