@@ -109,7 +109,7 @@ double longest(const Case& one, bool writable, bool merged, uint32_t calls) {
     double worst = 0;
     for (uint32_t call = 0; call < calls; ++call) {
       // A ring that has broken is started again, and costs the same once more.
-      if (call == 0 || rx.ring().fault() || tx.ring().fault()) {
+      if (call == 0 || rx.fault() || tx.fault()) {
         port::RingSetup again = ring.setup();
         again.last_avail = RingIndex(ring.used());
         writable ? tx.setup(std::move(again)) : rx.setup(std::move(again));

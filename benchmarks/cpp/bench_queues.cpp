@@ -10,6 +10,7 @@
 #include "port/rx_queue.hpp"
 #include "port/tx_queue.hpp"
 #include "ring_rig.hpp"
+#include "virtio/split_ring.hpp"
 
 using namespace vhost_ioat;
 
@@ -62,15 +63,17 @@ double run_ring(uint32_t len, uint32_t burst, uint32_t ring, uint32_t regions, u
   device.start(setup.at, setup.size, setup.features, RingIndex());
   return measure(packets, [&] {
     rig.make_available(burst);
-    const uint32_t n = device.available();
-    for (uint32_t k = 0; k < n; ++k) {
-      const uint16_t head = device.head(k);
-      const uint32_t read = device.descriptor(head).len;
+    uint32_t n = 0;
+    virtio::SplitRing::Commits commits = device.commits();
+    for (virtio::SplitRing::Cursor at = device.cursor(burst); at.more(); ++n) {
+      const virtio::SplitRing::Chain chain = at.chain();
+      const uint32_t read = at.first(chain).len;
       asm volatile("" : : "r"(read));
-      device.push_used(head, 0);
+      commits.push(chain, 0);
+      at.next(chain);
     }
-    device.consume(n);
-    device.publish(device.used_next());
+    device.committed(commits);
+    device.publish(device.filled());
     return n;
   });
 }

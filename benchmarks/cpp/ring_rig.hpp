@@ -5,10 +5,11 @@
 #include <memory>
 #include <vector>
 
+#include "base/shared_field.hpp"
 #include "memory/guest_mapping.hpp"
 #include "memory/region_table.hpp"
 #include "port/vring_queue.hpp"
-#include "virtio/spec.hpp"
+#include "virtio/ring_layout.hpp"
 
 namespace bench {
 
@@ -60,9 +61,9 @@ class RingRig {
   }
   void make_available(uint32_t n) {
     avail_ = static_cast<uint16_t>(avail_ + n);
-    virtio::store_release<uint16_t>(at_.avail + 2, avail_);
+    store_release<uint16_t>(at_.avail + 2, avail_);
   }
-  uint16_t used() const { return virtio::load_acquire<uint16_t>(at_.used + 2); }
+  uint16_t used() const { return load_acquire<uint16_t>(at_.used + 2); }
   uint8_t* buffer(uint32_t i) const { return buffers_ + stride_ * (i & (size_ - 1)); }
   const std::shared_ptr<memory::GuestMapping>& memory() const { return memory_; }
 

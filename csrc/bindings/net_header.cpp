@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/error.hpp"
-#include "virtio/spec.hpp"
+#include "virtio/net_header.hpp"
 
 namespace vhost_ioat::bindings {
 

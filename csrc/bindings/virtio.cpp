@@ -114,12 +114,10 @@ class DeviceRing {
     check();
     if (waiting == 0) return std::nullopt;
     Chain chain{ring_.head(0), {}, {}};
-    const auto held = memory_->table();  // it may have grown since the last call
-    const memory::RegionTable& table = *held;
-    const memory::Region* hint = nullptr;
-    const bool walked = ring_.walk(chain.head, table, hint, [&](uint64_t addr, uint32_t len, bool writable) {
+    memory::AddressSpace memory(memory_->table());  // it may have grown since the last call
+    const bool walked = ring_.walk(chain.head, memory, [&](uint64_t addr, uint32_t len, bool writable) {
       memory::Piece pieces[memory::RegionTable::max_regions];
-      if (table.pieces(addr, len, pieces) == 0) {
+      if (memory.resolve(addr, len, pieces).answer != memory::Answer::here) {
         ring_.set_fault({virtio::Fault::Kind::unmapped, addr, len});
         return false;
       }
@@ -138,8 +136,8 @@ class DeviceRing {
   }
   uint32_t publish() {
     check();
-    const uint16_t n = ring_.published().distance_to(ring_.used_next());
-    if (n != 0) ring_.publish(ring_.used_next());
+    const uint32_t n = RingIndex(ring_.used_base()).distance_to(ring_.used_next());
+    if (n != 0) ring_.publish(ring_.filled());
     return n;
   }
   bool should_notify() { return ring_.should_notify(); }

@@ -11,7 +11,7 @@
 #include "virtio/burst.hpp"
 #include "virtio/driver_ring.hpp"
 #include "virtio/features.hpp"
-#include "virtio/spec.hpp"
+#include "virtio/ring_layout.hpp"
 
 namespace vhost_ioat::guest {
 

@@ -11,6 +11,7 @@
 
 #include "base/budget.hpp"
 #include "base/error.hpp"
+#include "base/shared_field.hpp"
 #include "memory/guest_mapping.hpp"
 #include "memory/sigbus.hpp"
 #include "port/eth_vhost.hpp"
@@ -83,10 +84,10 @@ EthVhost::Prepared EthVhost::prepare_ring(uint32_t ring, const SessionState& nex
   setup.drained = false;  // for the question whether it is the ring that runs already
   const bool runs_already = vring_queue(ring).goes_on(setup);
   if (ring % 2) {
-    if (!runs_already) ready.rx = RxQueue::prepare(setup.size);
+    if (!runs_already) ready.rx = rxqs_[queue]->prepare(setup);
   } else {
-    if (!runs_already) ready.tx = txqs_[queue]->prepare(setup.size);
-    if (engines_[queue] && txqs_[queue]->offloading()) {
+    if (!runs_already) ready.tx = txqs_[queue]->prepare(setup);
+    if (engines_[queue] && txqs_[queue]->pipe().offloading()) {
       for (const memory::Region& region : next.memory->regions())
         if (region.mapping) ready.guest.push_back(region.mapping);
     }
@@ -135,11 +136,11 @@ void EthVhost::hold_later() {
 }
 
 std::optional<uint16_t> EthVhost::ring_base(uint32_t ring) noexcept {
-  if (control_.running() && ring == control_at_) return control_.ring().last_avail().value();
+  if (control_.running() && ring == control_at_) return control_.ring().base();
   if (ring == 2 * config_.queues) return std::nullopt;
   const VringQueue& queue = vring_queue(ring);
   if (!queue.running()) return std::nullopt;
-  return queue.ring().last_avail().value();
+  return queue.ring().base();
 }
 
 // --- The change: nothing can fail
@@ -164,7 +165,7 @@ void EthVhost::take_over(uint32_t ring, Prepared ready) noexcept {
   setup.drained = how_ == vhost_user::Hold::drained;
   // Not SET_VRING_BASE: after a back end that was killed the front end may not know how far it came (virtio-user says
   // 0). Rings are used in order and are drained before they stop, so nothing is in flight between the two indices.
-  if (setup.running) setup.last_avail = RingIndex(virtio::load_relaxed<uint16_t>(setup.at.used + 2));
+  if (setup.running) setup.last_avail = RingIndex(load_relaxed<uint16_t>(setup.at.used_idx()));
   holding_.reset(ring);
   take_over_control(ring, ready);
   if (ring == 2 * config_.queues) return;

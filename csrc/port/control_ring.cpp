@@ -16,11 +16,11 @@ namespace {
 class Buffer {
  public:
   /// False: the memory is not the guest's.
-  bool add(const memory::RegionTable& memory, uint64_t address, uint32_t length) noexcept {
+  bool add(memory::AddressSpace& memory, uint64_t address, uint32_t length) noexcept {
     std::array<memory::Piece, budget::pieces_of_control_buffer> found;
-    const size_t n = memory.pieces(address, length, found);
-    if (n == 0) return false;
-    for (size_t i = 0; i < n; ++i) {
+    const memory::AddressSpace::Resolved here = memory.resolve(address, length, found);
+    if (here.answer != memory::Answer::here) return false;
+    for (uint32_t i = 0; i < here.pieces; ++i) {
       if (used_ == pieces_.size()) {
         whole_ = false;
         break;
@@ -51,8 +51,7 @@ void ControlRing::setup(RingSetup setup, vhost_user::SharedFd kick) noexcept {
   stop_watching();
   const bool anew = !running_ || !setup.running || setup.drained;
   running_ = setup.running;
-  memory_ = std::move(setup.memory);
-  hint_ = nullptr;
+  memory_ = memory::AddressSpace(std::move(setup.memory));
   call_ = std::move(setup.call);
   err_ = std::move(setup.err);
   if (!running_) return queue_.reset({}, queue_pairs_);
@@ -81,7 +80,7 @@ void ControlRing::serve() {
   uint32_t served = 0;
   while (served < budget::commands_a_turn) {
     ring_.set_kicks(kick_ != nullptr);
-    if (ring_.look_again() == 0 || !serve_one()) break;
+    if (!ring_.waiting() || !serve_one()) break;
     ++served;
   }
   if (ring_.fault()) {
@@ -97,20 +96,20 @@ void ControlRing::serve() {
 
 /// The chain at the front. False: the ring is broken.
 bool ControlRing::serve_one() {
-  const uint16_t head = ring_.head(0);
+  const virtio::SplitRing::Cursor at = ring_.cursor();
+  const virtio::SplitRing::Chain chain = at.chain();
   Buffer command, reply;
   bool mapped = true;
   uint32_t steps = budget::steps_of_call(ring_.size());
-  const bool walked = ring_.walk(head, *memory_, hint_, steps, [&](uint64_t address, uint32_t length, bool writable) {
-    mapped = (writable ? reply : command).add(*memory_, address, length);
+  const bool walked = ring_.walk(at, chain, memory_, steps, [&](uint64_t address, uint32_t length, bool writable) {
+    mapped = (writable ? reply : command).add(memory_, address, length);
     if (!mapped) ring_.set_fault({virtio::Fault::Kind::unmapped, address, length});
     return mapped;
   });
   if (!walked || !mapped) return false;
   const virtio::ControlQueue::Answer answer = queue_.handle(command.pieces(), reply.start());
-  ring_.push_used(head, answer.acknowledged ? 1 : 0);
-  ring_.consume(1);
-  ring_.publish(ring_.used_next());
+  ring_.commit(chain, answer.acknowledged ? 1 : 0);
+  ring_.publish(ring_.filled());
   if (ring_.should_notify() && call_) call_->peer.signal();
   if (!answer.change.empty()) listener_.changed(answer.change.c_str());
   return true;

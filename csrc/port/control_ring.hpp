@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "base/event_loop.hpp"
-#include "memory/region_table.hpp"
+#include "memory/address_space.hpp"
 #include "port/vring_queue.hpp"
 #include "virtio/control_queue.hpp"
 #include "virtio/split_ring.hpp"
@@ -43,8 +43,7 @@ class ControlRing {
   bool running_ = false;
   virtio::SplitRing ring_;
   virtio::ControlQueue queue_;
-  std::shared_ptr<const memory::RegionTable> memory_;
-  const memory::Region* hint_ = nullptr;
+  memory::AddressSpace memory_;
   vhost_user::SharedFd kick_, call_, err_;  // kick_: watched for its edges; none: polled
   EventLoop::Timer again_;
 };

@@ -85,15 +85,19 @@ struct RxCounters : QueueCounters {
   Counter rarp_lost;            // announcements that nobody took before they were replaced, or the ring stopped
 };
 
-/// Additional counters of a tx queue.
-struct TxCounters : QueueCounters {
+/// Counters of the copies of a queue's packets (copy_pipe.hpp).
+struct CopyCounters {
   Counter cpu_bytes;
-  Counter oversize_dropped, gso_dropped;  // what `errors` is made of
-  Counter short_buffers;                  // receive buffers given back because no packet fits into them
-  Counter engine_lost;                    // packets in flight in an engine that could not even be stopped
+  Counter engine_lost;  // packets in flight in an engine that could not even be stopped
   Counter fallback_ring_full, fallback_unmapped, fallback_address, fallback_disabled;
   Counter dma_submitted, dma_completed, dma_bytes, dma_errors, dma_resets;  // the engine's, as last reaped
   Counter dma_inflight_max, dma_publish_batches;
+};
+
+/// Additional counters of a tx queue.
+struct TxCounters : QueueCounters, CopyCounters {
+  Counter oversize_dropped, gso_dropped;  // what `errors` is made of
+  Counter short_buffers;                  // receive buffers given back because no packet fits into them
 };
 
 }  // namespace vhost_ioat::port

@@ -49,7 +49,7 @@ void EthVhost::make_engines() {
     memory::Block slots = arenas_[queue]->allocate(2 * sizeof(uint16_t) * virtio::max_ring_size);
     if (!slots) throw ConfigError("mempool is too small for the engine's index slots; give at least 1 MiB");
     const Publish publish = slot.engine()->capabilities().in_order ? config_.publish : Publish::cpu;
-    txq.set_engine(slot.shared_engine(), config_.ioat_threshold, publish, std::move(slots));
+    txq.pipe().set_engine(slot.shared_engine(), config_.ioat_threshold, publish, std::move(slots));
     slot.map_arenas_now();
     if (config_.ioat_threshold == 0) calibrate_engine(queue);
   }
@@ -59,7 +59,7 @@ void EthVhost::calibrate_engine(uint32_t queue) {
   EngineSlot& slot = *engines_[queue];
   TxQueue& txq = *txqs_[queue];
   const Calibration found = calibrate(*slot.engine(), *arenas_[queue], slot.recovery());
-  txq.set_threshold(found.threshold);
+  txq.pipe().set_threshold(found.threshold);
   const char* const name = slot.engine()->capabilities().name.c_str();
   switch (found.stopped) {
     case Recovery::Outcome::none:
@@ -107,7 +107,7 @@ void EthVhost::release_engine(uint32_t queue) noexcept {
   EngineSlot* slot = engines_[queue].get();
   if (!slot || !slot->engine()) return;
   if (slot->engine()->capabilities().hardware) Claims::give_back(slot->engine()->capabilities().name);
-  txqs_[queue]->set_engine(nullptr, UINT32_MAX, Publish::cpu, {});
+  txqs_[queue]->pipe().set_engine(nullptr, UINT32_MAX, Publish::cpu, {});
   slot->end();
 }
 

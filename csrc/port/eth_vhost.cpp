@@ -192,7 +192,7 @@ uint32_t EthVhost::tx_burst(uint32_t queue, const PacketView& packets) {
   Visit visit(txq.owner(), "tx", queue);
   if (!visit.inside()) return 0;
   const uint32_t taken = txq.enqueue(packets);
-  after_burst(txq, txq.something_to_report() || txq.engine_failed() || txq.maps_wanted());
+  after_burst(txq, txq.something_to_report() || txq.pipe().engine_failed() || txq.pipe().maps_wanted());
   return taken;
 }
 
@@ -202,8 +202,8 @@ uint32_t EthVhost::tx_done_cleanup(uint32_t queue) {
   Visit visit(txq.owner(), "tx", queue);
   if (!visit.inside()) return 0;
   const uint32_t reaped = txq.reap();
-  if (txq.running() && txq.kick_due()) txq.kick(txq.counters);
-  after_burst(txq, txq.something_to_report() || txq.engine_failed());
+  if (txq.call_due()) txq.call_guest(txq.counters);
+  after_burst(txq, txq.something_to_report() || txq.pipe().engine_failed());
   return reaped;
 }
 
@@ -211,7 +211,7 @@ bool EthVhost::tx_serves(uint32_t queue) {
   check_usable();
   TxQueue& txq = *txqs_[queue];
   Visit visit(txq.owner(), "tx", queue);
-  return !visit.inside() || (txq.running() && txq.enabled() && !txq.ring().fault());
+  return !visit.inside() || (txq.running() && txq.enabled() && !txq.fault());
 }
 
 /// Tells the control thread when there is something for it to finish, report or mend.

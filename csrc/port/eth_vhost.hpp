@@ -146,8 +146,8 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
     vhost_user::SharedFd kick;     // of a ring that runs
     vhost_user::SharedFd watched;  // and of one that does not
     bool control = false;          // it is the control queue's
-    RxQueue::Scratch rx;
-    TxQueue::Scratch tx;
+    RxQueue::Prepared rx;
+    TxQueue::Prepared tx;
     EngineSlot::Mappings guest;  // for the engine, until it was asked
     bool guest_asked = false;
   };

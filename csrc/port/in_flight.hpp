@@ -6,23 +6,24 @@
 #include <span>
 #include <vector>
 
-#include "base/ring_index.hpp"
+#include "base/copy.hpp"
+#include "base/debug_assert.hpp"
 #include "dma/engine.hpp"
 #include "memory/packet_arena.hpp"
 
 namespace vhost_ioat::port {
 
-/// What a tx queue has handed to the guest's ring but not shown to the guest yet, in ring order.
+/// What a queue has committed to its ring but not shown to the guest yet, in ring order.
 ///
 /// The order of packets is kept here and nowhere else: an entry is finished when the engine has completed its last
 /// copy, and only a finished prefix is taken out and published. So copies may complete in any order.
 class InFlightList {
  public:
   struct Entry {
-    RingIndex used_end;        // used index behind this entry
+    uint32_t end = 0;          // position in the ring after this entry (virtio/device_ring.hpp)
     bool pending = false;      // the engine works on it
     bool failed = false;       // the engine has given it back: the CPU copies it again
-    bool index_write = false;  // the engine stores used_end in used->idx (publish=dma); no packets
+    bool publication = false;  // the engine shows the guest what ends here (publish=dma); no packets
     uint32_t first_copy = 0, copies = 0;
     uint32_t packets = 0;
     uint64_t bytes = 0;
@@ -47,11 +48,13 @@ class InFlightList {
   uint32_t next_cookie() const { return last_ & mask(); }
   Entry& by_cookie(uint32_t cookie) { return entries_[cookie & mask()]; }
 
-  Entry& push(RingIndex used_end, std::span<const dma::Copy> copies) {
+  Entry& push(uint32_t end, std::span<const dma::Copy> copies) {
+    DEBUG_ASSERT(size(), <, entries_.size());
+    DEBUG_ASSERT(last_copy_ - first_copy_ + copies.size(), <=, copies_.size());
     Entry& entry = entries_[last_++ & mask()];
-    entry.used_end = used_end;
+    entry.end = end;
     entry.pending = !copies.empty();
-    entry.failed = entry.index_write = false;
+    entry.failed = entry.publication = false;
     entry.first_copy = last_copy_;
     entry.copies = static_cast<uint32_t>(copies.size());
     entry.packets = 0;
@@ -61,6 +64,7 @@ class InFlightList {
   }
   void pop() {
     Entry& entry = front();
+    DEBUG_ASSERT(entry.pending, ==, false);
     first_copy_ = entry.first_copy + entry.copies;
     entry.block.reset();
     ++first_;

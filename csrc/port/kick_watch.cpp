@@ -6,13 +6,14 @@
 #include <utility>
 
 #include "base/budget.hpp"
-#include "virtio/spec.hpp"
+#include "base/shared_field.hpp"
+#include "virtio/ring_layout.hpp"
 
 namespace vhost_ioat::port {
 
 namespace {
 /// The driver's index, which every driver starts at 0.
-bool moved(const uint8_t* avail) { return virtio::load_relaxed<uint16_t>(avail + 2) != 0; }
+bool moved(const uint8_t* avail) { return load_relaxed<uint16_t>(avail + 2) != 0; }
 }  // namespace
 
 KickWatch::KickWatch(std::shared_ptr<EventLoop> loop, Advise advise)

@@ -55,11 +55,11 @@ bool EthVhost::service_tx(uint32_t queue) noexcept {
     if (!(txq.needs_attention() ? owner.try_take() : owner.try_slip_in())) return true;
   }
   report_fault(txq, queue, false);
-  if (txq.take_maps_wanted() && engines_[queue] && engines_[queue]->map_arenas()) return true;
+  if (txq.pipe().take_maps_wanted() && engines_[queue] && engines_[queue]->map_arenas()) return true;
   if (recover(queue, EventLoop::Clock::now(), false)) return true;  // the queue stays held: its tx_burst returns 0
   txq.reap(budget::packets_a_visit);
   const bool again = !txq.idle();
-  PeerFd call = txq.running() && txq.kick_due() ? txq.call() : PeerFd();
+  PeerFd call = txq.call_due() ? txq.call() : PeerFd();
   owner.give_back();
   if (call) {
     const bool told = call.signal() == PeerFd::Signalled::delivered;
@@ -104,7 +104,7 @@ bool EthVhost::drain_step(uint32_t queue) noexcept {
   if (engine_busy(queue) || recover(queue, EventLoop::Clock::now(), true)) return false;
   if (!txq.idle()) {
     txq.reap();
-    if (txq.running() && txq.kick_due()) txq.kick(txq.counters);
+    if (txq.call_due()) txq.call_guest(txq.counters);
   }
   if (txq.idle() && engines_[queue]) engines_[queue]->recovery().drained();
   return txq.idle();
@@ -132,11 +132,11 @@ bool EthVhost::engine_recovers(uint32_t queue) noexcept {
 bool EthVhost::recover(uint32_t queue, Recovery::Time now, bool draining) noexcept {
   TxQueue& txq = *txqs_[queue];
   EngineSlot* slot = engines_[queue].get();
-  if (!slot || !slot->engine() || !txq.offloading()) return false;
+  if (!slot || !slot->engine() || !txq.pipe().offloading()) return false;
   const dma::DmaEngine& engine = *slot->engine();
   Recovery& recovery = slot->recovery();
   if (!recovery.active()) {
-    const bool stuck = recovery.stuck(now, txq.polls(), engine.stats().completed, engine.outstanding() != 0);
+    const bool stuck = recovery.stuck(now, txq.pipe().polls(), engine.stats().completed, engine.outstanding() != 0);
     const bool slow = draining && engine.outstanding() != 0 && recovery.too_slow(now);
     if (!engine.failed() && !stuck && !slow) return false;
     recovery.begin(now, engine);
@@ -178,7 +178,7 @@ void EthVhost::engine_ended(uint32_t queue) noexcept {
 /// The engine is stopped for good, and has handed everything back.
 void EthVhost::give_up(uint32_t queue) noexcept {
   EngineSlot& slot = *engines_[queue];
-  txqs_[queue]->disable_engine();
+  txqs_[queue]->pipe().disable_engine();
   slot.give_up();
   report("engine", static_cast<int>(queue), false, false, Reports::error,
          "tx queue %u: engine %s is given up (%s); from now on the CPU copies", queue,
@@ -219,7 +219,7 @@ void EthVhost::report_fault(VringQueue& vring, uint32_t queue, bool rx) noexcept
   vring.signal_error();
   report("peer", static_cast<int>(queue), rx, false, Reports::warning,
          "%s queue %u is broken until the front end restarts it: %s", rx ? "rx" : "tx", queue,
-         said([&] { return vring.ring().fault().text(); }).c_str());
+         said([&] { return vring.fault().text(); }).c_str());
 }
 
 /// Drops a peer that has truncated the memory it gave us.

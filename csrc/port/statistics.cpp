@@ -145,10 +145,10 @@ const char* EthVhost::state() {
 }
 
 namespace {
-void tell(EthVhost::RingInfo& info, const virtio::SplitRing& ring) {
+void tell(EthVhost::RingInfo& info, const virtio::DeviceRing& ring) {
   info.running = true;
-  info.last_avail = ring.last_avail().value();
-  info.used = ring.published().value();
+  info.last_avail = ring.base();
+  info.used = ring.used_base();
   if (ring.fault()) info.broken = ring.fault().text();
 }
 }  // namespace
@@ -178,7 +178,7 @@ EthVhost::Info EthVhost::info() {
         if (q >= engines_.size() || !engines_[q]) continue;
         const dma::Capabilities& can = engines_[q]->engine()->capabilities();
         info.engines.push_back(
-            {q, can.name, can.description, can.hardware, txqs_[q]->offloading(), engines_[q]->state()});
+            {q, can.name, can.description, can.hardware, txqs_[q]->pipe().offloading(), engines_[q]->state()});
       }
     });
   }

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "memory/packet_arena.hpp"
-#include "virtio/spec.hpp"
+#include "virtio/net_header.hpp"
 
 namespace vhost_ioat::virtio {
 

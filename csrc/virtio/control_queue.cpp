@@ -6,7 +6,8 @@
 #include <cstring>
 
 #include "base/error.hpp"
-#include "virtio/spec.hpp"
+#include "base/shared_field.hpp"
+#include "virtio/ring_layout.hpp"
 
 namespace vhost_ioat::virtio {
 namespace {

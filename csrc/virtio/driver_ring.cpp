@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "base/error.hpp"
+#include "base/shared_field.hpp"
 
 namespace vhost_ioat::virtio {
 
@@ -26,9 +27,7 @@ std::string DeviceFault::text() const {
 }
 
 void DriverRing::start(RingAddresses at, uint32_t size, FeatureSet features, RingIndex index, IndirectTables tables) {
-  desc_ = at.desc;
-  avail_ = at.avail;
-  used_ = at.used;
+  at_ = at;
   size_ = free_ = size;
   mask_ = size - 1;
   tables_ = tables;
@@ -45,15 +44,15 @@ void DriverRing::start(RingAddresses at, uint32_t size, FeatureSet features, Rin
   heads_.assign(size, 0);
   fault_ = {};
 
-  store_relaxed<uint16_t>(avail_, 0);
-  store_relaxed<uint16_t>(used_, 0);
+  store_relaxed<uint16_t>(at.avail_flags(), 0);
+  store_relaxed<uint16_t>(at.used_flags(), 0);
   if (event_idx_) {
     // One behind: no signal and no kick before somebody asks for it.
-    store_relaxed<uint16_t>(avail_ + 4 + 2 * size_t{size}, (index - 1).value());
-    store_relaxed<uint16_t>(used_ + 4 + 8 * size_t{size}, index.value());
+    store_relaxed<uint16_t>(at.used_event(size), (index - 1).value());
+    store_relaxed<uint16_t>(at.avail_event(size), index.value());
   }
-  store_relaxed<uint16_t>(avail_ + 2, index.value());
-  store_relaxed<uint16_t>(used_ + 2, index.value());
+  store_relaxed<uint16_t>(at.avail_idx(), index.value());
+  store_relaxed<uint16_t>(at.used_idx(), index.value());
 }
 
 }  // namespace vhost_ioat::virtio

@@ -7,8 +7,9 @@
 #include <vector>
 
 #include "base/ring_index.hpp"
+#include "base/shared_field.hpp"
 #include "virtio/features.hpp"
-#include "virtio/spec.hpp"
+#include "virtio/ring_layout.hpp"
 
 namespace vhost_ioat::virtio {
 
@@ -78,7 +79,7 @@ class DriverRing {
     const uint32_t bytes = lay_out(readable, writable, [&](uint64_t addr, uint32_t len, uint16_t flags) {
       last = first_free_;
       first_free_ = next_[last];
-      write(desc_[last], addr, len, flags, first_free_);
+      write(at_.desc[last], addr, len, flags, first_free_);
     });
     make_available(head, last, static_cast<uint32_t>(needed), bytes);
     return head;
@@ -96,7 +97,7 @@ class DriverRing {
       Descriptor& d = tables_.host[table + entry];
       write(d, addr, len, flags, ++entry);
     });
-    write(desc_[head], tables_.gpa + table * sizeof(Descriptor), static_cast<uint32_t>(needed * sizeof(Descriptor)),
+    write(at_.desc[head], tables_.gpa + table * sizeof(Descriptor), static_cast<uint32_t>(needed * sizeof(Descriptor)),
           DESC_F_INDIRECT, 0);
     make_available(head, head, 1, bytes);
     return head;
@@ -108,12 +109,12 @@ class DriverRing {
     const RingIndex before = shown_;
     shown_ = avail_next_;
     // Release pairs with the device's acquire of avail->idx: entries, descriptors and buffers come before it.
-    store_release<uint16_t>(avail_ + 2, shown_.value());
+    store_release<uint16_t>(at_.avail_idx(), shown_.value());
     // Full fence between the store of avail->idx and the load of avail_event/flags. The device has its own between
     // storing avail_event and loading avail->idx; without either, it sleeps on buffers that nobody kicks for.
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (!event_idx_) return !(load_relaxed<uint16_t>(used_) & USED_F_NO_NOTIFY);
-    return need_event(RingIndex(load_relaxed<uint16_t>(used_ + 4 + 8 * size_t{size_})), before, shown_);
+    if (!event_idx_) return !(load_relaxed<uint16_t>(at_.used_flags()) & USED_F_NO_NOTIFY);
+    return need_event(RingIndex(load_relaxed<uint16_t>(at_.avail_event(size_))), before, shown_);
   }
 
   /// Takes back the next chain the device is done with.
@@ -130,9 +131,9 @@ class DriverRing {
   /// come. With EVENT_IDX the wish is for one signal, and off means: at most one in 65536 chains (2.7.7.1).
   bool set_interrupts(bool wanted) noexcept {
     if (event_idx_) {
-      if (wanted) store_relaxed<uint16_t>(avail_ + 4 + 2 * size_t{size_}, last_used_.value());
+      if (wanted) store_relaxed<uint16_t>(at_.used_event(size_), last_used_.value());
     } else {
-      store_relaxed<uint16_t>(avail_, wanted ? uint16_t{0} : AVAIL_F_NO_INTERRUPT);
+      store_relaxed<uint16_t>(at_.avail_flags(), wanted ? uint16_t{0} : AVAIL_F_NO_INTERRUPT);
     }
     if (!wanted) return false;
     // Full fence: the device's pair stands between its store of used->idx and its load of used_event/flags.
@@ -151,7 +152,7 @@ class DriverRing {
   static void write(Descriptor& d, uint64_t addr, uint32_t len, uint16_t flags, uint16_t next) noexcept {
     // Relaxed: publish() releases them.
     store_relaxed<uint64_t>(&d.addr, addr);
-    store_relaxed<uint64_t>(&d.len, uint64_t{next} << 48 | uint64_t{flags} << 32 | len);
+    store_relaxed<uint64_t>(&d.len, pack_descriptor(len, flags, next));
   }
 
   /// Calls place(addr, len, flags) for each segment; returns how many bytes of them are writable.
@@ -173,7 +174,7 @@ class DriverRing {
     free_ -= descriptors;
     chains_[head] = {writable, static_cast<uint16_t>(descriptors), last, avail_next_};
     heads_[avail_next_.slot(mask_)] = head;
-    store_relaxed<uint16_t>(avail_ + 4 + 2 * size_t{avail_next_.slot(mask_)}, head);
+    store_relaxed<uint16_t>(at_.avail_ring(avail_next_.slot(mask_)), head);
     ++avail_next_;
   }
 
@@ -187,7 +188,7 @@ class DriverRing {
     if (fault_) [[unlikely]]
       return false;
     // Acquire pairs with the device's release of used->idx: elements and buffers come before it.
-    const RingIndex idx(load_acquire<uint16_t>(used_ + 2));
+    const RingIndex idx(load_acquire<uint16_t>(at_.used_idx()));
     const uint16_t distance = last_used_.distance_to(idx);
     const uint16_t given_out = last_used_.distance_to(shown_);
     if (distance > given_out) [[unlikely]]
@@ -198,8 +199,8 @@ class DriverRing {
 
   UsedElement used_element() const noexcept {
     // Two loads: an element is aligned to 4 bytes, not to 8.
-    const uint8_t* element = used_ + 4 + 8 * size_t{last_used_.slot(mask_)};
-    return {load_relaxed<uint32_t>(element), load_relaxed<uint32_t>(element + 4)};
+    const UsedElement* element = at_.used_ring() + last_used_.slot(mask_);
+    return {load_relaxed<uint32_t>(&element->id), load_relaxed<uint32_t>(&element->len)};
   }
 
   bool given(uint32_t id) noexcept {
@@ -247,9 +248,7 @@ class DriverRing {
     return give_back(head, in_batch_ ? chains_[head].writable : batch_len_);
   }
 
-  Descriptor* desc_ = nullptr;
-  uint8_t* avail_ = nullptr;
-  uint8_t* used_ = nullptr;
+  RingAddresses at_;
   uint32_t size_ = 0, mask_ = 0;
   IndirectTables tables_;
   bool event_idx_ = false, in_order_ = false;

@@ -4,9 +4,28 @@
 #include <cstdint>
 
 #include "virtio/features.hpp"
-#include "virtio/spec.hpp"
 
 namespace vhost_ioat::virtio {
+
+/// The virtio-net header without num_buffers (VIRTIO 1.2, 5.1.6); this is what `Burst.net_hdr` shows.
+struct NetHeader {
+  uint8_t flags = 0;
+  uint8_t gso_type = 0;
+  uint16_t hdr_len = 0;
+  uint16_t gso_size = 0;
+  uint16_t csum_start = 0;
+  uint16_t csum_offset = 0;
+};
+static_assert(sizeof(NetHeader) == 10);
+constexpr size_t num_buffers_offset = 10;
+
+constexpr uint8_t NET_HDR_F_NEEDS_CSUM = 1;
+constexpr uint8_t NET_HDR_F_DATA_VALID = 2;
+constexpr uint8_t NET_HDR_GSO_NONE = 0;
+constexpr uint8_t NET_HDR_GSO_TCPV4 = 1;
+constexpr uint8_t NET_HDR_GSO_TCPV6 = 4;
+constexpr uint8_t NET_HDR_GSO_UDP_L4 = 5;
+constexpr uint8_t NET_HDR_GSO_ECN = 0x80;
 
 /// Largest packet a queue takes: 65535 bytes of IP, an Ethernet header and a VLAN tag.
 constexpr uint32_t max_packet = 65553;

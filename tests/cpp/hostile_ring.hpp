@@ -7,10 +7,11 @@
 #include <random>
 #include <vector>
 
+#include "base/shared_field.hpp"
 #include "memory/guest_mapping.hpp"
 #include "memory/region_table.hpp"
 #include "port/vring_queue.hpp"
-#include "virtio/spec.hpp"
+#include "virtio/ring_layout.hpp"
 
 namespace rig {
 
@@ -53,7 +54,7 @@ class HostileRing {
     return reinterpret_cast<virtio::Descriptor*>(mapping_->data() + (tables - gpa)) + size_t{i};
   }
   uint8_t* front(uint64_t address) const { return mapping_->data() + (address - gpa); }  // not of data in many regions
-  uint16_t used() const { return virtio::load_acquire<uint16_t>(at_.used + 2); }
+  uint16_t used() const { return load_acquire<uint16_t>(at_.used + 2); }
   virtio::UsedElement used_element(uint32_t i) const {
     virtio::UsedElement element;
     std::memcpy(&element, at_.used + 4 + 8 * size_t{i & (size_ - 1)}, sizeof element);
@@ -86,10 +87,9 @@ class HostileRing {
   template <typename Head>
   void offer(uint32_t n, Head&& head) {
     for (uint32_t i = 0; i < n; ++i)
-      virtio::store_relaxed<uint16_t>(at_.avail + 4 + 2 * size_t{(avail_ + i) & (size_ - 1)},
-                                      static_cast<uint16_t>(head(i)));
+      store_relaxed<uint16_t>(at_.avail + 4 + 2 * size_t{(avail_ + i) & (size_ - 1)}, static_cast<uint16_t>(head(i)));
     avail_ = static_cast<uint16_t>(avail_ + n);
-    virtio::store_release<uint16_t>(at_.avail + 2, avail_);
+    store_release<uint16_t>(at_.avail + 2, avail_);
   }
   void offer_all(uint16_t head) {
     offer(size_, [=](uint32_t) { return head; });

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/shared_field.hpp"
 #include "dma/soft_engine.hpp"
 #include "memory/guest_mapping.hpp"
 #include "port/rx_queue.hpp"
@@ -94,7 +95,7 @@ class GuestRig {
   const std::shared_ptr<memory::GuestMapping>& mapping() const { return mapping_; }
   const std::shared_ptr<const memory::RegionTable>& table() const { return table_; }
   uint32_t header_size() const { return features_.net_header_size(); }
-  uint16_t used_idx() const { return virtio::load_acquire<uint16_t>(at_.used + 2); }
+  uint16_t used_idx() const { return load_acquire<uint16_t>(at_.used + 2); }
 
  private:
   uint32_t size_;
@@ -114,7 +115,8 @@ inline std::shared_ptr<dma::IoatModel> attach_engine(port::TxQueue& queue, Guest
   dma::SoftEngine made = dma::make_soft_engine("sw0", {.mode = mode});
   made.engine->map(guest.mapping()->data(), guest.mapping()->size());
   made.engine->map(guest.arena()->data(), guest.arena()->size());
-  queue.set_engine(std::move(made.engine), threshold, publish, guest.arena()->allocate(2 * 2 * virtio::max_ring_size));
+  queue.pipe().set_engine(std::move(made.engine), threshold, publish,
+                          guest.arena()->allocate(2 * 2 * virtio::max_ring_size));
   return made.model;
 }
 

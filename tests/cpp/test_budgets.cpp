@@ -92,7 +92,7 @@ TEST_CASE("budget: rx: every head names a chain of as many empty descriptors as 
         CHECK(to.queue.counters.errors.get() > before);
         before = to.queue.counters.errors.get();
       }
-      CHECK_FALSE(to.queue.ring().fault());
+      CHECK_FALSE(to.queue.fault());
       CHECK(ring.used() == before);
       CHECK(to.queue.counters.empty_dropped.get() == (size == largest ? 0 : before));
       CHECK(to.queue.counters.pieces_dropped.get() == (size == largest ? before : 0));
@@ -129,7 +129,7 @@ TEST_CASE("budget: tx: chains of empty descriptors are given back, some in each 
           CHECK(from.queue.counters.short_buffers.get() > before);
           before = from.queue.counters.short_buffers.get();
         }
-        CHECK_FALSE(from.queue.ring().fault());
+        CHECK_FALSE(from.queue.fault());
         CHECK(ring.used() == before);
         CHECK(ring.used_element(0).len == 0);
       }
@@ -148,7 +148,7 @@ TEST_CASE("budget: tx: a packet for which the whole budget finds no buffers brea
     Sender from(ring);
     CHECK(from.send({60}) == 0);
     CHECK(from.queue.steps() == budget::steps_of_call(size));
-    const Fault fault = from.queue.ring().fault();
+    const Fault fault = from.queue.fault();
     CHECK(fault.kind == Fault::Kind::walk);
     CHECK(fault.value == budget::steps_of_call(size));
     CHECK(fault.limit == 72);
@@ -163,7 +163,7 @@ TEST_CASE("budget: tx: a packet for which the whole budget finds no buffers brea
     spread(ring, kind);
     Sender from(ring);
     CHECK(from.send({60, 1514, 60}) == 0);
-    CHECK(from.queue.ring().fault().kind == Fault::Kind::walk);
+    CHECK(from.queue.fault().kind == Fault::Kind::walk);
   }
 }
 
@@ -178,7 +178,7 @@ TEST_CASE("budget: tx: a call that has got somewhere ends early instead, and the
   const std::vector<uint32_t> packets(100, 60);
   CHECK(from.send(packets) == in_one_call);
   CHECK(from.send(packets) == in_one_call);
-  CHECK_FALSE(from.queue.ring().fault());
+  CHECK_FALSE(from.queue.fault());
 }
 
 TEST_CASE("budget: tx: too few buffers are looked at once, not in each call") {
@@ -199,7 +199,7 @@ TEST_CASE("budget: tx: too few buffers are looked at once, not in each call") {
   ring.descriptors()[1] = {HostileRing::data, 16384, virtio::DESC_F_WRITE, 0};
   ring.offer(1, [](uint32_t) { return 1; });
   CHECK(from.send({9000}) == 1);
-  CHECK_FALSE(from.queue.ring().fault());
+  CHECK_FALSE(from.queue.fault());
 }
 
 TEST_CASE("budget: region borders count: packets in crumbs between hundreds of regions, both ways") {
@@ -213,7 +213,7 @@ TEST_CASE("budget: region borders count: packets in crumbs between hundreds of r
     uint32_t got = 0;
     for (int call = 0; call < 4; ++call) got += to.receive(size).count;
     CHECK(got > 0);
-    CHECK_FALSE(to.queue.ring().fault());
+    CHECK_FALSE(to.queue.fault());
 
     HostileRing send(size, true, virtio::supported_features, regions, bytes);
     send.descriptors()[0] = {HostileRing::data, bytes, virtio::DESC_F_WRITE, 0};
@@ -222,7 +222,7 @@ TEST_CASE("budget: region borders count: packets in crumbs between hundreds of r
     const uint32_t sent = from.send(std::vector<uint32_t>(100, 60000));
     CHECK(sent > 0);
     CHECK(sent < 100);
-    CHECK_FALSE(from.queue.ring().fault());
+    CHECK_FALSE(from.queue.fault());
   }
 }
 
@@ -283,7 +283,7 @@ TEST_CASE("budget: honest: more pieces than anybody else takes are dropped by na
   CHECK(from.queue.counters.oversize_dropped.get() == 1);
   CHECK(from.send({1514}) == 1);
   CHECK(from.queue.counters.packets.get() == 1);
-  CHECK_FALSE(from.queue.ring().fault());
+  CHECK_FALSE(from.queue.fault());
 }
 
 TEST_CASE("budget: honest: a ring full of chains of the greatest length is worked off, both ways") {
@@ -331,5 +331,5 @@ TEST_CASE("budget: honest: 64 KiB in merged tables of single bytes are more piec
   CHECK(ring.used() == 0);
   CHECK(from.send({1514}) == 1);
   CHECK(from.queue.counters.packets.get() == 1);
-  CHECK_FALSE(from.queue.ring().fault());
+  CHECK_FALSE(from.queue.fault());
 }

@@ -9,6 +9,7 @@
 
 #include "base/budget.hpp"
 #include "base/event_loop.hpp"
+#include "base/shared_field.hpp"
 #include "doctest/doctest.h"
 #include "memory/guest_mapping.hpp"
 #include "port/control_ring.hpp"
@@ -65,7 +66,7 @@ struct Bench {
     setup.at = at;
     setup.size = ring_size;
     setup.features = features;
-    setup.last_avail = RingIndex(virtio::load_relaxed<uint16_t>(at.used + 2));
+    setup.last_avail = RingIndex(load_relaxed<uint16_t>(at.used + 2));
     setup.memory = std::make_shared<memory::RegionTable>(
         std::vector<memory::Region>{{gpa, 1 << 20, gpa, mapping->data(), mapping}});
     setup.call = ring_fd(call, PeerFd::Use::signal);
@@ -90,7 +91,7 @@ struct Bench {
     driver.publish();
     return n;
   }
-  uint16_t used() const { return virtio::load_acquire<uint16_t>(at.used + 2); }
+  uint16_t used() const { return load_acquire<uint16_t>(at.used + 2); }
   bool answered(uint32_t commands) const {
     return testing::eventually([&] { return used() == commands; });
   }

@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/shared_field.hpp"
 #include "doctest/doctest.h"
 #include "memory/guest_mapping.hpp"
 #include "virtio/driver_ring.hpp"
@@ -23,7 +24,8 @@ struct Bench {
   Bench(uint32_t ring_size, FeatureSet features, uint16_t index = 0)
       : size(ring_size), mapping(memory::GuestMapping::anonymous(4 << 20)) {
     uint8_t* base = mapping->data();
-    table = memory::RegionTable({{data_gpa, mapping->size(), data_gpa, base, mapping}});
+    space = memory::AddressSpace(std::make_shared<memory::RegionTable>(
+        std::vector<memory::Region>{{data_gpa, mapping->size(), data_gpa, base, mapping}}));
     at.desc = reinterpret_cast<Descriptor*>(base);
     at.avail = base + desc_bytes(size);
     at.used = at.avail + ((avail_bytes(size, true) + 63) & ~size_t{63});
@@ -41,14 +43,13 @@ struct Bench {
   }
   uint32_t device_descriptors(uint16_t head) {
     uint32_t n = 0;
-    CHECK(device.walk(head, table, hint, [&](uint64_t, uint32_t, bool) { return ++n, true; }));
+    CHECK(device.walk(head, space, [&](uint64_t, uint32_t, bool) { return ++n, true; }));
     return n;
   }
 
   uint32_t size;
   std::shared_ptr<memory::GuestMapping> mapping;
-  memory::RegionTable table;
-  const memory::Region* hint = nullptr;
+  memory::AddressSpace space;
   RingAddresses at;
   DriverRing driver;
   SplitRing device;
@@ -73,7 +74,7 @@ TEST_CASE("a chain reaches the device as it was added, directly or through a tab
   for (const uint32_t k : {0u, 1u}) {
     CHECK(bench.device.head(k) == (k == 0 ? *direct : *indirect));
     std::vector<std::tuple<uint64_t, uint32_t, bool>> seen;
-    CHECK(bench.device.walk(bench.device.head(k), bench.table, bench.hint, [&](uint64_t addr, uint32_t len, bool w) {
+    CHECK(bench.device.walk(bench.device.head(k), bench.space, [&](uint64_t addr, uint32_t len, bool w) {
       return seen.emplace_back(addr, len, w), true;
     }));
     CHECK(seen == decltype(seen){{0x11000, 10, false}, {0x12000, 20, false}, {0x13000, 30, true}});
@@ -122,7 +123,7 @@ TEST_CASE("the driver asks for a signal, and learns of what came before it asked
       bench.device.look_again();
       bench.device.consume(1);
       bench.device.push_used(head, 0);
-      bench.device.publish(bench.device.used_next());
+      bench.device.publish(bench.device.filled());
       return bench.device.should_notify();
     };
     CHECK_FALSE(bench.driver.set_interrupts(true));
@@ -234,7 +235,7 @@ TEST_CASE(
         REQUIRE(bench.device_descriptors(at_device.front()) > 0);
         bench.device.push_used(at_device.front(), 0);
         at_device.pop_front();
-        if (random() % 2) bench.device.publish(bench.device.used_next());
+        if (random() % 2) bench.device.publish(bench.device.filled());
       }
       while (const auto used = bench.driver.take_used()) REQUIRE(out_there.erase(used->head) == 1);
       REQUIRE_FALSE(bench.driver.fault());
@@ -245,7 +246,7 @@ TEST_CASE(
     const uint16_t n = bench.device.look_again();
     for (uint16_t k = 0; k < n; ++k) at_device.push_back(bench.device.head(k));
     for (const uint16_t head : at_device) bench.device.push_used(head, 0);
-    bench.device.publish(bench.device.used_next());
+    bench.device.publish(bench.device.filled());
     while (bench.driver.take_used()) {
     }
     CHECK(bench.driver.in_flight() == 0);
@@ -263,14 +264,14 @@ TEST_CASE("driver and device in threads of their own see whole chains and whole 
       for (uint16_t k = 0; k < n; ++k) {
         const uint16_t head = bench.device.head(k);
         uint64_t addr = 0;
-        bench.device.walk(head, bench.table, bench.hint, [&](uint64_t a, uint32_t, bool) { return addr = a, true; });
+        bench.device.walk(head, bench.space, [&](uint64_t a, uint32_t, bool) { return addr = a, true; });
         uint32_t* word = reinterpret_cast<uint32_t*>(bench.mapping->data() + (addr - data_gpa));
         if (*word != expected) FAIL_CHECK("buffer " << *word << " where " << expected << " was due");
         *word = ~expected++;
         bench.device.push_used(head, 4);
       }
       bench.device.consume(n);
-      if (n != 0) bench.device.publish(bench.device.used_next());
+      if (n != 0) bench.device.publish(bench.device.filled());
       if (n == 0) std::this_thread::yield();
     }
   });

@@ -13,6 +13,7 @@
 
 #include "base/error.hpp"
 #include "base/latch.hpp"
+#include "base/shared_field.hpp"
 #include "blocked_page.hpp"
 #include "doctest/doctest.h"
 #include "memory/guest_mapping.hpp"
@@ -72,7 +73,7 @@ struct Front {
     }
     rx.publish();
   }
-  uint16_t used() const { return virtio::load_acquire<uint16_t>(at.used + 2); }
+  uint16_t used() const { return load_acquire<uint16_t>(at.used + 2); }
   bool has(uint32_t i) const {
     const uint8_t* packet = memory->data() + rings_size + size_t{i} * buffer_len + 12;
     for (uint32_t b = 0; b < packet_len; b += 97)

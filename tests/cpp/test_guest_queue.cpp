@@ -35,7 +35,8 @@ struct Bench {
   explicit Bench(QueueShape shape)
       : size(shape.ring_size),
         memory(memory::GuestMapping::anonymous(shape.bytes())),
-        table({{gpa, memory->size(), gpa, memory->data(), memory}}),
+        space(std::make_shared<memory::RegionTable>(
+            std::vector<memory::Region>{{gpa, memory->size(), gpa, memory->data(), memory}})),
         queue(shape, memory->data(), gpa) {
     device.start(queue.addresses(), shape.ring_size, shape.features, shape.start);
   }
@@ -49,9 +50,9 @@ struct Bench {
     REQUIRE(device.available() != 0);
     head = device.head(0);
     std::vector<Piece> pieces;
-    const bool walked = device.walk(head, table, hint, [&](uint64_t addr, uint32_t len, bool w) {
+    const bool walked = device.walk(head, space, [&](uint64_t addr, uint32_t len, bool w) {
       CHECK(w == writable);
-      pieces.push_back({table.translate(addr, len, hint), len});
+      pieces.push_back({space.translate(addr, len), len});
       return true;
     });
     REQUIRE(walked);
@@ -60,7 +61,7 @@ struct Bench {
   }
   void give_back(uint32_t written) {
     device.push_used(head, written);
-    device.publish(device.used_next());
+    device.publish(device.filled());
   }
   Bytes read() {
     Bytes all;
@@ -82,8 +83,7 @@ struct Bench {
 
   uint32_t size;
   std::shared_ptr<memory::GuestMapping> memory;
-  memory::RegionTable table;
-  const memory::Region* hint = nullptr;
+  memory::AddressSpace space;
   GuestQueue queue;
   virtio::SplitRing device;
   uint16_t head = 0;
@@ -220,7 +220,7 @@ TEST_CASE("a device that returns nonsense is refused") {
 
   Bench<ReceiveQueue> bench({4, modern, 1024, false, 0});
   bench.device.push_used(9, 0);
-  bench.device.publish(bench.device.used_next());
+  bench.device.publish(bench.device.filled());
   CHECK_FALSE(protocol_error([&] { bench.queue.receive(*bench.arena, 32); }).empty());
   CHECK_FALSE(protocol_error([&] { bench.queue.receive(*bench.arena, 32); }).empty());  // and stays so
 }

@@ -8,6 +8,7 @@
 #include <random>
 #include <thread>
 
+#include "base/shared_field.hpp"
 #include "doctest/doctest.h"
 #include "queue_rig.hpp"
 
@@ -74,7 +75,7 @@ struct HostileGuest {
     s.running = s.enabled = true;
     s.at = at;
     s.size = ring_size;
-    s.last_avail = RingIndex(virtio::load_relaxed<uint16_t>(at.used + 2));
+    s.last_avail = RingIndex(load_relaxed<uint16_t>(at.used + 2));
     s.features = virtio::supported_features;
     s.memory = table;
     return s;
@@ -91,29 +92,29 @@ struct HostileGuest {
     const uint64_t tables_gpa = low_gpa + 0x3000;
     switch (random() % 8) {
       case 0:
-        return virtio::store_relaxed<uint32_t>(
+        return store_relaxed<uint32_t>(
             &d->len, one_of<uint32_t>(random, {0, 1, 11, 12, 13, 60, 1500, 5000, 65565, 0x20000, UINT32_MAX}));
       case 1:
-        return virtio::store_relaxed<uint64_t>(
+        return store_relaxed<uint64_t>(
             &d->addr, one_of<uint64_t>(random, {low_gpa + 0x8000, border - 100, border - 1, border, end - 12, end - 60,
                                                 end - 1500, end - 1, end, 0, UINT64_MAX - 20, tables_gpa}));
       case 2:
-        return virtio::store_relaxed<uint16_t>(
+        return store_relaxed<uint16_t>(
             &d->flags, one_of<uint16_t>(random, {direction, direction, static_cast<uint16_t>(direction | 1), 4, 0, 7}));
       case 3:
-        return virtio::store_relaxed<uint16_t>(
+        return store_relaxed<uint16_t>(
             &d->next, one_of<uint16_t>(random, {0, 1, 63, 64, 65535, static_cast<uint16_t>(random() % ring_size)}));
       case 4:
-        virtio::store_relaxed<uint64_t>(&d->addr, tables_gpa + random() % 64);
-        virtio::store_relaxed<uint32_t>(&d->len, one_of<uint32_t>(random, {16, 32, 64 * 16, 65 * 16, 0xfffffff0}));
-        return virtio::store_relaxed<uint16_t>(&d->flags, in_table ? direction : virtio::DESC_F_INDIRECT);
+        store_relaxed<uint64_t>(&d->addr, tables_gpa + random() % 64);
+        store_relaxed<uint32_t>(&d->len, one_of<uint32_t>(random, {16, 32, 64 * 16, 65 * 16, 0xfffffff0}));
+        return store_relaxed<uint16_t>(&d->flags, in_table ? direction : virtio::DESC_F_INDIRECT);
       case 5:
-        return virtio::store_relaxed<uint16_t>(at.avail + 4 + 2 * (random() % ring_size),
-                                               static_cast<uint16_t>(random() % (ring_size + random() % 2)));
+        return store_relaxed<uint16_t>(at.avail + 4 + 2 * (random() % ring_size),
+                                       static_cast<uint16_t>(random() % (ring_size + random() % 2)));
       default: {
-        const auto used = virtio::load_relaxed<uint16_t>(at.used + 2);
+        const auto used = load_relaxed<uint16_t>(at.used + 2);
         const uint32_t ahead = random() % 1000 == 0 ? random() : random() % ring_size;
-        return virtio::store_release<uint16_t>(at.avail + 2, static_cast<uint16_t>(used + ahead));
+        return store_release<uint16_t>(at.avail + 2, static_cast<uint16_t>(used + ahead));
       }
     }
   }
@@ -137,7 +138,7 @@ TEST_CASE("hostile guest: what changes while it is received never leads outside 
     for (uint32_t i = 0; i < burst.count; ++i)
       if (burst.lengths[i] == 0 || burst.lengths[i] > burst.stride) FAIL("length " << burst.lengths[i]);
     packets += burst.count;
-    if (queue.ring().fault()) {
+    if (queue.fault()) {
       ++faults;
       queue.setup(guest.setup());
     }
@@ -155,13 +156,13 @@ TEST_CASE("hostile guest: a length that changes between two looks is looked at o
   guest.at.desc[0] = {guest.end - 72, 72, 0, 0};
   std::thread writer([&] {
     for (uint32_t n = 0; !guest.stop.load(std::memory_order_relaxed); ++n)
-      virtio::store_relaxed<uint32_t>(&guest.at.desc[0].len, n % 2 ? 72 : 5000);
+      store_relaxed<uint32_t>(&guest.at.desc[0].len, n % 2 ? 72 : 5000);
   });
   uint32_t changes = 0, wrong = 0;
   bool was_short = false;
   for (int n = 0; n < 20'000'000 && changes < 20'000; ++n) {
-    if (n == 0 || queue.ring().fault()) queue.setup(guest.setup());
-    virtio::store_release<uint16_t>(guest.at.avail + 2, static_cast<uint16_t>(queue.ring().last_avail().value() + 1));
+    if (n == 0 || queue.fault()) queue.setup(guest.setup());
+    store_release<uint16_t>(guest.at.avail + 2, static_cast<uint16_t>(queue.ring().base() + 1));
     const virtio::Burst burst = queue.dequeue(*arena, 1);
     wrong += burst.count != 0 && burst.lengths[0] != 60;
     changes += (burst.count != 0) != was_short;
@@ -185,8 +186,8 @@ TEST_CASE("hostile guest: what changes while it is sent to never leads outside g
       made.engine->map(guest.low.data(), guest.low.size());
       made.engine->map(guest.high.data(), guest.high.size());
       made.engine->map(arena->data(), arena->size());
-      queue.set_engine(std::move(made.engine), 1024, how[6] == 0 ? Publish::cpu : Publish::dma,
-                       arena->allocate(2 * 2 * virtio::max_ring_size));
+      queue.pipe().set_engine(std::move(made.engine), 1024, how[6] == 0 ? Publish::cpu : Publish::dma,
+                              arena->allocate(2 * 2 * virtio::max_ring_size));
     }
     queue.setup(guest.setup());
     guest.attack(virtio::DESC_F_WRITE, 2);
@@ -204,7 +205,7 @@ TEST_CASE("hostile guest: what changes while it is sent to never leads outside g
       }
       if (queue.enqueue(PacketView::of(burst)) == 0) std::this_thread::yield();
       queue.reap();
-      if (queue.ring().fault()) {
+      if (queue.fault()) {
         ++faults;
         while (!queue.idle()) queue.reap();
         queue.setup(guest.setup());
@@ -247,7 +248,7 @@ TEST_CASE(
         guest.post_chain({{GuestRig::buffers + 0x40000, 4096}});
         const Bytes packet = pattern(60, 3);
         CHECK(queue.enqueue(PacketView::of(guest.burst({packet}))) == 1);
-        CHECK_FALSE(queue.ring().fault());
+        CHECK_FALSE(queue.fault());
         for (size_t i = 0; i < lens.size(); ++i) {  // nothing behind a buffer
           const uint8_t* buffer = guest.host(segments[i].addr);
           CHECK(std::all_of(buffer + lens[i], buffer + 4096, [](uint8_t byte) { return byte == 0xaa; }));
@@ -277,9 +278,9 @@ TEST_CASE("hostile guest: buffers taken back while a packet looks for more end i
   queue.setup(guest.setup());
   for (uint64_t i = 0; i < 4; ++i) guest.post(GuestRig::buffers + i * 4096, 100);
   CHECK(queue.enqueue(PacketView::of(guest.burst({pattern(60, 1)}))) == 1);  // has seen four, uses one
-  virtio::store_release<uint16_t>(guest.at().avail + 2, 2);
+  store_release<uint16_t>(guest.at().avail + 2, 2);
   CHECK(queue.enqueue(PacketView::of(guest.burst({pattern(5000, 1)}))) == 0);
-  CHECK(queue.ring().fault().kind == virtio::Fault::Kind::avail_index_back);
+  CHECK(queue.fault().kind == virtio::Fault::Kind::avail_index_back);
   CHECK(guest.used_idx() == 1);
 }
 
@@ -289,15 +290,15 @@ TEST_CASE("hostile guest: a head beyond the table is not looked at, even if what
     guest.at().desc[head % 0x2000] = {GuestRig::buffers, 4096, virtio::DESC_F_WRITE, 0};
     port::TxQueue tx;
     tx.setup(guest.setup());
-    virtio::store_relaxed<uint16_t>(guest.at().avail + 4, head);
-    virtio::store_release<uint16_t>(guest.at().avail + 2, 1);
+    store_relaxed<uint16_t>(guest.at().avail + 4, head);
+    store_release<uint16_t>(guest.at().avail + 2, 1);
     CHECK(tx.enqueue(PacketView::of(guest.burst({pattern(60, 1)}))) == 0);
-    CHECK(tx.ring().fault().kind == virtio::Fault::Kind::head);
+    CHECK(tx.fault().kind == virtio::Fault::Kind::head);
     guest.at().desc[head % 0x2000].flags = 0;
     port::RxQueue rx;
     rx.setup(guest.setup());
     CHECK(rx.dequeue(*guest.arena(), 4).count == 0);
-    CHECK(rx.ring().fault().kind == virtio::Fault::Kind::head);
+    CHECK(rx.fault().kind == virtio::Fault::Kind::head);
     CHECK(guest.used_idx() == 0);
   }
 }

@@ -5,10 +5,11 @@
 
 #include "base/budget.hpp"
 #include "base/event_loop.hpp"
+#include "base/shared_field.hpp"
 #include "doctest/doctest.h"
 #include "port/kick_watch.hpp"
 #include "ring_fd.hpp"
-#include "virtio/spec.hpp"
+#include "virtio/ring_layout.hpp"
 #include "watchdog.hpp"
 
 using namespace vhost_ioat;
@@ -39,7 +40,7 @@ struct Bench {
     eventfd_signal(kick_fd.get());
     for (int i = 0; i < 2; ++i) loop->run([] {});  // the second one comes after the loop has looked at its fds
   }
-  void moves(uint16_t index) { virtio::store_release<uint16_t>(avail.data() + 2, index); }
+  void moves(uint16_t index) { store_release<uint16_t>(avail.data() + 2, index); }
 };
 
 }  // namespace

@@ -42,7 +42,7 @@ TEST_CASE("setup: nothing of an old memory table is used after a new one came") 
     CHECK(tx.enqueue(PacketView::of(guest.burst({pattern(60, 9)}))) == 1);
     std::memset(guest.host(GuestRig::buffers + 4096), 0, 4096);
     port::RingSetup setup = guest.setup();
-    setup.last_avail = tx.ring().last_avail();
+    setup.last_avail = RingIndex(tx.ring().base());
     setup.memory = table;
     tx.setup(std::move(setup));
     CHECK(tx.enqueue(PacketView::of(guest.burst({packet}))) == 1);
@@ -65,11 +65,11 @@ TEST_CASE("setup: a broken ring starts anew in its old place with the scratch th
   *avail_index = 1000;
   CHECK(rx.dequeue(*guest.arena(), 32).count == 0);
   CHECK(tx.enqueue(PacketView::of(guest.burst({pattern(60, 1)}))) == 0);
-  CHECK((rx.ring().fault() && tx.ring().fault()));
+  CHECK((rx.fault() && tx.fault()));
   *avail_index = 0;
   // As the port does for a ring whose size, place and features stay: nothing is made ready for it.
   rx.setup(guest.setup(), {});
-  CHECK_FALSE(rx.ring().fault());
+  CHECK_FALSE(rx.fault());
   guest.send({guest.place(GuestRig::buffers, pattern(60, 1))});
   CHECK(rx.dequeue(*guest.arena(), 32).count == 1);
 
@@ -97,7 +97,7 @@ TEST_CASE("setup: a ring that starts anew goes on from its own index, whatever t
     CHECK(first.used_idx() == 4);
 
     GuestRig second(64, virtio::supported_features, 32 << 20, RingIndex(100));
-    queue.engine()->map(second.mapping()->data(), second.mapping()->size());
+    queue.pipe().engine()->map(second.mapping()->data(), second.mapping()->size());
     queue.setup(second.setup());
     CHECK(queue.enqueue(PacketView::of(second.burst({pattern(60, 1)}))) == 0);
     queue.reap();
@@ -167,7 +167,7 @@ TEST_CASE("notification: a guest is not told while its packets are in flight, an
     CHECK_FALSE(signalled(call.get()));
     model->step(1);
     queue.reap();
-    CHECK(queue.kick_due());
+    CHECK(queue.call_due());
   }
 }
 

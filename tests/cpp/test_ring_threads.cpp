@@ -7,6 +7,7 @@
 
 #include "doctest/doctest.h"
 #include "queue_rig.hpp"
+#include "virtio/split_ring.hpp"
 
 using namespace rig;
 using port::PacketView;
@@ -129,7 +130,7 @@ TEST_CASE("threads: packets of the driver come out whole and in order") {
     const virtio::Burst burst = queue.dequeue(*guest.arena(), 32);
     for (uint32_t i = 0; i < burst.count; ++i)
       wrong += Bytes(burst.row(i), burst.row(i) + burst.lengths[i]) != numbered(received++);
-    REQUIRE_FALSE(queue.ring().fault());
+    REQUIRE_FALSE(queue.fault());
     if (burst.count == 0) std::this_thread::yield();
   }
   driver.join();
@@ -175,7 +176,7 @@ TEST_CASE("ring rule 19: a driver that asks for a signal while buffers are retur
         ring.consume(1);
         meet(round);
         if (n % 2) slow_stores();
-        ring.publish(ring.used_next());
+        ring.publish(ring.filled());
         told.store(ring.should_notify(), std::memory_order_relaxed);
         meet(round);
       }
@@ -229,7 +230,7 @@ TEST_CASE("ring rule 19: a device that asks for kicks while buffers are made ava
       if (ring.look_again() == 1) {
         ring.push_used(ring.head(0), 0);
         ring.consume(1);
-        ring.publish(ring.used_next());
+        ring.publish(ring.filled());
       }
     }
     driver.join();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <algorithm>
 
+#include "base/shared_field.hpp"
 #include "doctest/doctest.h"
 #include "queue_rig.hpp"
 
@@ -174,7 +175,7 @@ TEST_CASE("rx: broken rings give nothing, say why, and touch nothing outside gue
     guest.send({guest.place(GuestRig::buffers, pattern(60, 1))});
     breakage(guest);
     CHECK(queue.dequeue(*guest.arena(), 32).count == 0);
-    return queue.ring().fault().kind;
+    return queue.fault().kind;
   };
   const auto indirect = [](uint64_t addr, uint32_t len, uint16_t flags) {
     return [=](GuestRig& g) {
@@ -184,8 +185,8 @@ TEST_CASE("rx: broken rings give nothing, say why, and touch nothing outside gue
     };
   };
   const uint64_t table = GuestRig::buffers + 0x10000;
-  CHECK(fault_of([](GuestRig& g) { virtio::store_relaxed<uint16_t>(g.at().avail + 2, 0xffff); }) == Kind::avail_index);
-  CHECK(fault_of([](GuestRig& g) { virtio::store_relaxed<uint16_t>(g.at().avail + 4, 0xffff); }) == Kind::head);
+  CHECK(fault_of([](GuestRig& g) { store_relaxed<uint16_t>(g.at().avail + 2, 0xffff); }) == Kind::avail_index);
+  CHECK(fault_of([](GuestRig& g) { store_relaxed<uint16_t>(g.at().avail + 4, 0xffff); }) == Kind::head);
   CHECK(fault_of([](GuestRig& g) { g.at().desc[0].flags = virtio::DESC_F_WRITE; }) == Kind::direction);
   CHECK(fault_of([](GuestRig& g) { g.at().desc[0].addr = 0; }) == Kind::unmapped);
   CHECK(fault_of([](GuestRig& g) { g.at().desc[0].addr = g.end() - 71; }) == Kind::unmapped);
@@ -241,8 +242,8 @@ TEST_CASE("rx: buffers and tables may lie across region borders") {
     put(border - shift % 16, &entry, sizeof entry);
     auto* desc = reinterpret_cast<virtio::Descriptor*>(left->data());
     desc[5] = {border - shift % 16, 16, virtio::DESC_F_INDIRECT, 0};
-    virtio::store_relaxed<uint16_t>(left->data() + 0x1000 + 4 + 2, 5);
-    virtio::store_release<uint16_t>(left->data() + 0x1000 + 2, 2);
+    store_relaxed<uint16_t>(left->data() + 0x1000 + 4 + 2, 5);
+    store_release<uint16_t>(left->data() + 0x1000 + 2, 2);
     burst = queue.dequeue(*arena, 4);
     REQUIRE(burst.count == 1);
     CHECK(row(burst, 0) == packet);

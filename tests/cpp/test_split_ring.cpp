@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "base/shared_field.hpp"
 #include "doctest/doctest.h"
 #include "memory/guest_mapping.hpp"
 #include "virtio/split_ring.hpp"
@@ -21,7 +22,8 @@ struct Raw {
 
   explicit Raw(uint32_t ring_size = 16, FeatureSet features = supported_features, uint16_t index = 0)
       : size(ring_size), mapping(memory::GuestMapping::anonymous(2 << 20)) {
-    table = memory::RegionTable({{gpa, mapping->size(), gpa, mapping->data(), mapping}});
+    space = memory::AddressSpace(std::make_shared<memory::RegionTable>(
+        std::vector<memory::Region>{{gpa, mapping->size(), gpa, mapping->data(), mapping}}));
     at.desc = reinterpret_cast<Descriptor*>(mapping->data());
     at.avail = mapping->data() + 0x80000 - 0x20000;
     at.used = mapping->data() + 0x80000 - 0x10000;
@@ -41,7 +43,7 @@ struct Raw {
   };
   std::vector<Buffer> walk(uint16_t head) {
     std::vector<Buffer> out;
-    ring.walk(head, table, hint, [&](uint64_t addr, uint32_t len, bool writable) {
+    ring.walk(head, space, [&](uint64_t addr, uint32_t len, bool writable) {
       out.push_back({addr, len, writable});
       return true;
     });
@@ -55,8 +57,7 @@ struct Raw {
 
   uint32_t size;
   std::shared_ptr<memory::GuestMapping> mapping;
-  memory::RegionTable table;
-  const memory::Region* hint = nullptr;
+  memory::AddressSpace space;
   RingAddresses at;
   SplitRing ring;
 };
@@ -177,7 +178,7 @@ TEST_CASE("ring rule 15: indices run freely and slots are masked, at every start
       REQUIRE(raw.ring.head(0) == n % 16);
       raw.ring.consume(1);
       raw.ring.push_used(static_cast<uint16_t>(n % 16), n);
-      raw.ring.publish(raw.ring.used_next());
+      raw.ring.publish(raw.ring.filled());
       const auto* used = reinterpret_cast<const UsedElement*>(raw.at.used + 4) + index % 16;
       REQUIRE(used->id == n % 16);
       REQUIRE(used->len == n);
@@ -205,7 +206,7 @@ TEST_CASE("ring rule 20: the driver is told once of what it asked for, and of th
     Raw raw(16, supported_features, start);
     const auto publish = [&](uint16_t n) {
       for (; n != 0; --n) raw.ring.push_used(0, 0);
-      raw.ring.publish(raw.ring.used_next());
+      raw.ring.publish(raw.ring.filled());
       return raw.ring.should_notify();
     };
     const auto at = [&](uint16_t n) { return static_cast<uint16_t>(start + n); };
@@ -224,7 +225,7 @@ TEST_CASE("ring rule 20: the driver is told once of what it asked for, and of th
   for (const bool wanted : {true, false, true}) {
     store_relaxed<uint16_t>(flags.at.avail, wanted ? uint16_t{0} : AVAIL_F_NO_INTERRUPT);
     flags.ring.push_used(0, 0);
-    flags.ring.publish(flags.ring.used_next());
+    flags.ring.publish(flags.ring.filled());
     CHECK(flags.ring.should_notify() == wanted);
   }
 }

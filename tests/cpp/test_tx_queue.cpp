@@ -3,6 +3,7 @@
 #include <random>
 
 #include "base/error.hpp"
+#include "base/shared_field.hpp"
 #include "doctest/doctest.h"
 #include "queue_rig.hpp"
 #include "virtio/net_header.hpp"
@@ -177,15 +178,15 @@ TEST_CASE("tx: broken rings stop at once, say why, and stay broken until they ar
     guest.post(GuestRig::buffers, 2048);
     breakage(guest);
     CHECK(queue.enqueue(PacketView::of(guest.burst({pattern(60, 1)}))) == 0);
-    const auto kind = queue.ring().fault().kind;
-    CHECK_FALSE(queue.ring().fault().text().empty());
+    const auto kind = queue.fault().kind;
+    CHECK_FALSE(queue.fault().text().empty());
     CHECK(queue.enqueue(PacketView::of(guest.burst({pattern(60, 1)}))) == 0);
     queue.setup(guest.setup());
-    CHECK_FALSE(queue.ring().fault());
+    CHECK_FALSE(queue.fault());
     return kind;
   };
-  CHECK(fault_of([](GuestRig& g) { virtio::store_relaxed<uint16_t>(g.at().avail + 2, 17); }) == Kind::avail_index);
-  CHECK(fault_of([](GuestRig& g) { virtio::store_relaxed<uint16_t>(g.at().avail + 4, 16); }) == Kind::head);
+  CHECK(fault_of([](GuestRig& g) { store_relaxed<uint16_t>(g.at().avail + 2, 17); }) == Kind::avail_index);
+  CHECK(fault_of([](GuestRig& g) { store_relaxed<uint16_t>(g.at().avail + 4, 16); }) == Kind::head);
   CHECK(fault_of([](GuestRig& g) { g.at().desc[0].flags = 0; }) == Kind::direction);
   CHECK(fault_of([](GuestRig& g) { g.at().desc[0].addr = 1; }) == Kind::unmapped);
   CHECK(fault_of([](GuestRig& g) { g.at().desc[0].addr = g.end() - 20; }) == Kind::unmapped);
@@ -238,7 +239,7 @@ TEST_CASE("tx: publish=dma: the engine writes the used index behind the data, th
   CHECK(queue.reap() == 2);
   CHECK(queue.pending_packets() == 0);
   CHECK(queue.idle());
-  CHECK(queue.ring().published() == RingIndex(4));
+  CHECK(queue.ring().used_base() == 4);
   for (uint64_t i = 0; i < 4; ++i) CHECK(received(guest, GuestRig::buffers + i * 65536, packets[i]));
 }
 
@@ -257,7 +258,7 @@ TEST_CASE("tx: what the engine refuses is the CPU's, in the same order, and coun
   CHECK(queue.enqueue(PacketView::of(guest.burst({pattern(3000, 1)}))) == 1);
   CHECK(queue.enqueue(PacketView::of(burst)) == 1);
   CHECK(queue.counters.fallback_unmapped.get() == 1);
-  CHECK(queue.maps_wanted());
+  CHECK(queue.pipe().maps_wanted());
   CHECK(guest.used_idx() == 0);
   model->step(1);
   queue.reap();
@@ -280,10 +281,10 @@ TEST_CASE("tx: a failed engine stops the queue; once it is stopped the CPU makes
     CHECK(queue.enqueue(PacketView::of(guest.burst(packets))) == 8);
     model->step(100);
     queue.reap();
-    CHECK(queue.engine_failed());
+    CHECK(queue.pipe().engine_failed());
     CHECK(guest.used_idx() < 8);
     CHECK(queue.enqueue(PacketView::of(guest.burst({pattern(60, 1)}))) == 0);
-    while (queue.engine()->reset() == dma::Step::pending) model->step(1);
+    while (queue.pipe().engine()->reset() == dma::Step::pending) model->step(1);
     queue.reap();
     CHECK(queue.idle());
     CHECK(guest.used_idx() == 8);
@@ -314,7 +315,7 @@ TEST_CASE("tx: a guest that takes back buffers it never got cannot overrun the i
   for (uint64_t i = 0; i < 16; ++i) guest.post(GuestRig::buffers + i * 8192, 8192);
   std::vector<Bytes> packets(16, pattern(4000, 1));
   CHECK(queue.enqueue(PacketView::of(guest.burst(packets))) == 16);
-  virtio::store_release<uint16_t>(guest.at().avail + 2, 32);  // the same buffers once more, nothing was returned
+  store_release<uint16_t>(guest.at().avail + 2, 32);  // the same buffers once more, nothing was returned
   CHECK(queue.enqueue(PacketView::of(guest.burst(packets))) == 0);
   CHECK(queue.enqueue(PacketView::of(guest.burst({pattern(60, 1)}))) == 0);
   model->step(16);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Buffers that are of no use: they must not stop a queue.
+#include "base/shared_field.hpp"
 #include "doctest/doctest.h"
 #include "queue_rig.hpp"
 
@@ -157,7 +158,7 @@ TEST_CASE("useless buffer: only such buffers, more often than the in-flight list
       CHECK(queue.enqueue(PacketView::of(guest.burst({pattern(4000, 1)}))) == 0);
     }
     // Given out once more, though nothing of it came back.
-    virtio::store_release<uint16_t>(guest.at().avail + 2, 24);
+    store_release<uint16_t>(guest.at().avail + 2, 24);
     CHECK(queue.enqueue(PacketView::of(guest.burst({pattern(4000, 1)}))) == 0);
     CHECK(queue.counters.short_buffers.get() == 15);
     model->step(64);

@@ -47,8 +47,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     made.engine->map(arena->data(), arena->size());
     made.engine->map(aligned, low_size);
     model = made.model;
-    tx.set_engine(std::move(made.engine), 64, how & 4 ? port::Publish::dma : port::Publish::cpu,
-                  arena->allocate(4 * virtio::max_ring_size));
+    tx.pipe().set_engine(std::move(made.engine), 64, how & 4 ? port::Publish::dma : port::Publish::cpu,
+                         arena->allocate(4 * virtio::max_ring_size));
   }
   for (int round = 0; round < 3 && !input.empty(); ++round) {
     const auto low_bytes = input.take_bytes(input.take<uint16_t>() % (low_size + 1));

@@ -4,7 +4,7 @@
 
 #include "input.hpp"
 #include "vhost_user/session.hpp"
-#include "virtio/spec.hpp"
+#include "virtio/ring_layout.hpp"
 
 using namespace vhost_ioat;
 using vhost_user::BackendSession;

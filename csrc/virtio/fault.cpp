@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "virtio/split_ring.hpp"
+#include "virtio/fault.hpp"
 
 #include <cinttypes>
 
