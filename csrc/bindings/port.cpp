@@ -211,8 +211,8 @@ py::list take_events(EthVhost& port, const Seconds& timeout) {
   }
   py::list out;
   for (const auto& e : events)
-    out.append(
-        py::make_tuple(e.kind, e.queue < 0 ? py::none() : py::object(py::int_(e.queue)), e.rx, e.enabled, e.text));
+    out.append(py::make_tuple(port::name_of(e.kind), e.queue ? py::object(py::int_(e.queue->number)) : py::none(),
+                              e.queue && e.queue->rx(), e.enabled, e.text));
   return out;
 }
 
@@ -311,7 +311,8 @@ instead of waiting for the fd. (VIRTIO 1.2, 2.7.10))")
       .def("_messages",
            [](EthVhost& self) {
              py::list out;
-             for (const auto& line : self.reports().take_log()) out.append(py::make_tuple(line.level, line.text));
+             for (const auto& line : self.reports().take_log())
+               out.append(py::make_tuple(static_cast<int>(line.level), line.text));
              return out;
            })
       .def("_report",

@@ -22,12 +22,11 @@ using vhost_user::RingSet;
 using vhost_user::SessionState;
 using vhost_user::Vring;
 
-// Ring 2N is tx queue N of the port (the guest receives), ring 2N + 1 is rx queue N. One of them, or the one after the
-// last, is the control queue's.
+// A ring is of a queue (queue_id.hpp). One of them, or the one after the last, is the control queue's.
 
-VringQueue& EthVhost::vring_queue(uint32_t ring) {
-  if (ring % 2) return *rxqs_[ring / 2];
-  return *txqs_[ring / 2];
+VringQueue& EthVhost::vring_queue(QueueId id) {
+  if (id.rx()) return *rxqs_[id.number];
+  return *txqs_[id.number];
 }
 
 // --- Before the change: whatever can fail
@@ -56,20 +55,20 @@ EthVhost::Prepared EthVhost::prepare_ring(uint32_t ring, const SessionState& nex
   ready.watched = vring.kick;
   ready.control =
       next.features.has(virtio::Feature::CTRL_VQ) && ring == vhost_user::control_ring_of(next.features, config_.queues);
-  if (ring == 2 * config_.queues && !ready.control) return ready;
+  if (ring == queue_rings() && !ready.control) return ready;
   if (!vring.started || !vring.has_addresses || vring.size == 0) return ready;
   const bool event_idx = next.features.has(virtio::Feature::EVENT_IDX);
   auto* desc = next.memory->translate_uva(vring.desc_uva, virtio::desc_bytes(vring.size));
   setup.at.avail = next.memory->translate_uva(vring.avail_uva, virtio::avail_bytes(vring.size, event_idx));
   setup.at.used = next.memory->translate_uva(vring.used_uva, virtio::used_bytes(vring.size, event_idx));
   setup.at.desc = reinterpret_cast<virtio::Descriptor*>(desc);
-  const uint32_t queue = ring / 2;
+  const QueueId id = QueueId::of_ring(ring);
   if (!desc || !setup.at.avail || !setup.at.used) {
     if (!next.memory->regions().empty()) {
-      report("peer", static_cast<int>(queue), ring % 2, false, Reports::warning,
-             "ring %u of %u entries does not lie wholly in one memory region; it waits for a memory table that holds "
-             "it",
-             ring, vring.size);
+      report({.kind = Kind::peer, .queue = id},
+             ": its ring of %u entries does not lie wholly in one memory region; it waits for a memory table that "
+             "holds it",
+             vring.size);
     }
     return ready;
   }
@@ -82,12 +81,12 @@ EthVhost::Prepared EthVhost::prepare_ring(uint32_t ring, const SessionState& nex
   ready.kick = vring.kick;
   if (ready.control) return ready;
   setup.drained = false;  // for the question whether it is the ring that runs already
-  const bool runs_already = vring_queue(ring).goes_on(setup);
-  if (ring % 2) {
-    if (!runs_already) ready.rx = rxqs_[queue]->prepare(setup);
+  const bool runs_already = vring_queue(id).goes_on(setup);
+  if (id.rx()) {
+    if (!runs_already) ready.rx = rxqs_[id.number]->prepare(setup);
   } else {
-    if (!runs_already) ready.tx = txqs_[queue]->prepare(setup);
-    if (engines_[queue] && txqs_[queue]->pipe().offloading()) {
+    if (!runs_already) ready.tx = txqs_[id.number]->prepare(setup);
+    if (engines_[id.number] && txqs_[id.number]->pipe().offloading()) {
       for (const memory::Region& region : next.memory->regions())
         if (region.mapping) ready.guest.push_back(region.mapping);
     }
@@ -108,23 +107,20 @@ bool EthVhost::hold(const RingSet& rings, vhost_user::Hold how) noexcept {
 /// One try for every ring wanted: the caller is out; nothing is in flight; the engine knows the memory to come.
 bool EthVhost::hold_step() noexcept {
   bool all = true;
-  for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring) {
-    if (!holding_[ring]) continue;
-    const uint32_t queue = ring / 2;
-    if (ring % 2) {
-      all &= rxqs_[queue]->owner().try_take();
-    } else {
-      // A recovery that has begun is ended first in any case: until then only it may touch the engine.
-      const bool drain = how_ == vhost_user::Hold::drained || engine_recovers(queue);
-      all &= txqs_[queue]->owner().try_take() && (drain ? drain_step(queue) : !engine_busy(queue));
-    }
+  for (uint32_t queue = 0; queue < config_.queues; ++queue) {
+    if (holding(rx_queue(queue))) all &= rxqs_[queue]->owner().try_take();
+    if (!holding(tx_queue(queue))) continue;
+    // A recovery that has begun is ended first in any case: until then only it may touch the engine.
+    const bool drain = how_ == vhost_user::Hold::drained || engine_recovers(queue);
+    all &= txqs_[queue]->owner().try_take() && (drain ? drain_step(queue) : !engine_busy(queue));
   }
-  for (uint32_t ring = 0; all && ring < 2 * config_.queues; ring += 2) {
-    Prepared& ready = prepared_[ring];
-    if (holding_[ring] && engines_[ring / 2] && !std::exchange(ready.guest_asked, true))
-      engines_[ring / 2]->map_guest(std::move(ready.guest));
+  for (uint32_t queue = 0; all && queue < config_.queues; ++queue) {
+    Prepared& ready = prepared_[tx_queue(queue).ring()];
+    if (holding(tx_queue(queue)) && engines_[queue] && !std::exchange(ready.guest_asked, true))
+      engines_[queue]->map_guest(std::move(ready.guest));
   }
-  for (uint32_t ring = 0; all && ring < 2 * config_.queues; ring += 2) all &= !holding_[ring] || !engine_busy(ring / 2);
+  for (uint32_t queue = 0; all && queue < config_.queues; ++queue)
+    all &= !holding(tx_queue(queue)) || !engine_busy(queue);
   return all;
 }
 
@@ -137,8 +133,8 @@ void EthVhost::hold_later() {
 
 std::optional<uint16_t> EthVhost::ring_base(uint32_t ring) noexcept {
   if (control_.running() && ring == control_at_) return control_.ring().base();
-  if (ring == 2 * config_.queues) return std::nullopt;
-  const VringQueue& queue = vring_queue(ring);
+  if (ring == queue_rings()) return std::nullopt;
+  const VringQueue& queue = vring_queue(QueueId::of_ring(ring));
   if (!queue.running()) return std::nullopt;
   return queue.ring().base();
 }
@@ -159,8 +155,6 @@ void EthVhost::halt() noexcept {
 }
 
 void EthVhost::take_over(uint32_t ring, Prepared ready) noexcept {
-  const uint32_t queue = ring / 2;
-  const bool rx = ring % 2;
   RingSetup& setup = ready.setup;
   setup.drained = how_ == vhost_user::Hold::drained;
   // Not SET_VRING_BASE: after a back end that was killed the front end may not know how far it came (virtio-user says
@@ -168,18 +162,19 @@ void EthVhost::take_over(uint32_t ring, Prepared ready) noexcept {
   if (setup.running) setup.last_avail = RingIndex(load_relaxed<uint16_t>(setup.at.used_idx()));
   holding_.reset(ring);
   take_over_control(ring, ready);
-  if (ring == 2 * config_.queues) return;
+  if (ring == queue_rings()) return;
+  const QueueId id = QueueId::of_ring(ring);
   const bool usable = setup.running && setup.enabled;
   kick_watches_[ring]->setup(std::move(ready.watched), setup.running ? setup.at.avail : nullptr, setup.memory);
-  if (rx) {
-    take_over_rx(queue, std::move(ready));
+  if (id.rx()) {
+    take_over_rx(id.number, std::move(ready));
   } else {
-    txqs_[queue]->setup(std::move(setup), std::move(ready.tx));
-    txqs_[queue]->owner().give_back();
+    txqs_[id.number]->setup(std::move(setup), std::move(ready.tx));
+    txqs_[id.number]->owner().give_back();
   }
   if (usable == ring_usable_[ring]) return;
   ring_usable_[ring] = usable;
-  report("queue", static_cast<int>(queue), rx, usable, Reports::info, "%s queue %u is %s", rx ? "rx" : "tx", queue,
+  report({.kind = Kind::queue, .queue = id, .enabled = usable, .level = Level::info}, " is %s",
          usable ? "enabled" : "disabled");
 }
 
@@ -188,9 +183,8 @@ void EthVhost::take_over_rx(uint32_t queue, Prepared ready) noexcept {
   const bool usable = ready.setup.running && ready.setup.enabled;
   ready.setup.kicks = interrupt.wanted();
   if (!interrupt.set_kick(std::move(ready.kick))) {
-    report("control", static_cast<int>(queue), true, usable, Reports::warning,
-           "rx queue %u: its kick fd cannot be waited for (%s); the ring is polled for those who wait", queue,
-           std::strerror(errno));
+    report({.kind = Kind::control, .queue = rx_queue(queue), .enabled = usable},
+           ": its kick fd cannot be waited for (%s); the ring is polled for those who wait", std::strerror(errno));
   }
   rxqs_[queue]->setup(std::move(ready.setup), std::move(ready.rx));
   rxqs_[queue]->owner().give_back();
@@ -212,7 +206,8 @@ void EthVhost::take_over_control(uint32_t ring, Prepared& ready) noexcept {
 }
 
 void EthVhost::control_changed(const char* change) {
-  report("guest", -1, false, true, Reports::info, "the guest asked over its control queue for: %s", change);
+  report({.kind = Kind::guest, .enabled = true, .level = Level::info}, "the guest asked over its control queue for: %s",
+         change);
   const MutexLock lock(snapshot_mutex_);
   snapshot_.control = control_.state();
 }
@@ -222,23 +217,20 @@ void EthVhost::advise(uint32_t ring, KickWatch::Advice advice) noexcept {
   const SessionState* state = endpoint_ ? endpoint_->state() : nullptr;
   if (!state) return;
   const Vring& vring = state->vrings[ring];
-  const uint32_t queue = ring / 2;
-  const bool rx = ring % 2;
+  const QueueId id = QueueId::of_ring(ring);
   if (advice == KickWatch::Advice::stays_empty) {
-    return report("peer", static_cast<int>(queue), rx, true, Reports::warning,
-                  "%s queue %u is kicked, but its ring stays empty: is the memory of the guest shared? QEMU shares it "
-                  "with memory-backend-memfd,share=on",
-                  rx ? "rx" : "tx", queue);
+    return report({.kind = Kind::peer, .queue = id, .enabled = true},
+                  " is kicked, but its ring stays empty: is the memory of the guest shared? QEMU shares it "
+                  "with memory-backend-memfd,share=on");
   }
   const char* const missing = !vring.has_addresses               ? "its addresses (SET_VRING_ADDR)"
                               : vring.size == 0                  ? "its size (SET_VRING_NUM)"
                               : state->memory->regions().empty() ? "what memory there is (SET_MEM_TABLE)"
                                                                  : "a memory region that holds it (SET_MEM_TABLE)";
-  report("peer", static_cast<int>(queue), rx, false, Reports::warning,
-         "%s queue %u is kicked, but does not run: the front end has not said %s", rx ? "rx" : "tx", queue, missing);
+  report({.kind = Kind::peer, .queue = id}, " is kicked, but does not run: the front end has not said %s", missing);
 }
 
-void EthVhost::remark(const char* text) noexcept { report("peer", -1, false, false, Reports::warning, "%s", text); }
+void EthVhost::remark(const char* text) noexcept { report({.kind = Kind::peer}, "%s", text); }
 
 void EthVhost::announce(const uint8_t (&mac)[6]) noexcept {
   // RFC 903 "request reverse": who am I, asked and answered with the guest's own address, so that switches learn it.
@@ -270,7 +262,8 @@ std::unique_ptr<vhost_user::BackendSession> EthVhost::make_session() {
 
 void EthVhost::after_message(const SessionState& state) {
   bool up = false;
-  for (uint32_t q = 0; q < config_.queues; ++q) up |= ring_usable_[2 * q] && ring_usable_[2 * q + 1];
+  for (uint32_t q = 0; q < config_.queues; ++q)
+    up |= ring_usable_[tx_queue(q).ring()] && ring_usable_[rx_queue(q).ring()];
   {
     const MutexLock lock(snapshot_mutex_);
     snapshot_.features = state.features.mask();
@@ -302,10 +295,10 @@ void EthVhost::disconnected(const char* reason, bool broken) noexcept {
     snapshot_ = {};
   }
   set_link(false);
-  if (broken) report("peer", -1, false, false, Reports::warning, "the front end was dropped: %s", reason);
+  if (broken) report({.kind = Kind::peer}, "the front end was dropped: %s", reason);
 }
 
-void EthVhost::trouble(const char* what) noexcept { report("peer", -1, false, false, Reports::warning, "%s", what); }
+void EthVhost::trouble(const char* what) noexcept { report({.kind = Kind::peer}, "%s", what); }
 
 void EthVhost::set_link(bool up) noexcept {
   if (up == link_up()) return;
@@ -314,23 +307,26 @@ void EthVhost::set_link(bool up) noexcept {
     link_up_.store(up, std::memory_order_release);  // pairs with link_up(): who sees it may send
   }
   link_changed_.notify_all();
-  report("link", -1, false, up, Reports::info, "link is %s", up ? "up" : "down");
+  report({.kind = Kind::link, .enabled = up, .level = Level::info}, "link is %s", up ? "up" : "down");
 }
 
 /// What a callback of this port threw: it costs this port its session and nobody else anything.
 void EthVhost::failed(const char* what) noexcept {
   control_errors_.fetch_add(1, std::memory_order_relaxed);
-  report("control", -1, false, false, Reports::error, "the control thread could not go on with this port: %s", what);
+  report({.kind = Kind::control, .level = Level::error}, "the control thread could not go on with this port: %s", what);
   if (endpoint_) endpoint_->failed(what);
 }
 
-void EthVhost::report(const char* kind, int queue, bool rx, bool enabled, int level, const char* text, ...) noexcept {
+void EthVhost::report(const Subject& subject, const char* text, ...) noexcept {
   char told[Reports::longest];
+  size_t used = 0;
+  if (const auto id = subject.queue)
+    used = static_cast<size_t>(std::snprintf(told, sizeof told, "%s queue %u", id->direction_name(), id->number));
   va_list arguments;
   va_start(arguments, text);
-  std::vsnprintf(told, sizeof told, text, arguments);
+  std::vsnprintf(told + used, sizeof told - used, text, arguments);
   va_end(arguments);
-  reports_.add(kind, queue, rx, enabled, level, told);
+  reports_.add(subject, told);
 }
 
 }  // namespace vhost_ioat::port

@@ -66,8 +66,8 @@ void EthVhost::calibrate_engine(uint32_t queue) {
     case Recovery::Outcome::working:
       return;
     case Recovery::Outcome::recovered:
-      return report("engine", static_cast<int>(queue), false, true, Reports::warning,
-                    "tx queue %u: engine %s could not be measured (%s) and was reset; the CPU copies", queue, name,
+      return report({.kind = Kind::engine, .queue = tx_queue(queue), .enabled = true},
+                    ": engine %s could not be measured (%s) and was reset; the CPU copies", name,
                     slot.recovery().why());
     case Recovery::Outcome::given_up:
       return give_up(queue);
@@ -96,9 +96,8 @@ void EthVhost::make_engine(uint32_t queue, const std::string& name) {
   }
   slot.set_state(format("stands in for %s: %s", name.c_str(), why.c_str()).c_str());
   const std::string stand_in = format("sw%u", queue);
-  report("engine", static_cast<int>(queue), false, true, Reports::warning,
-         "tx queue %u: %s cannot be had, the software engine %s stands in: %s", queue, name.c_str(), stand_in.c_str(),
-         why.c_str());
+  report({.kind = Kind::engine, .queue = tx_queue(queue), .enabled = true},
+         ": %s cannot be had, the software engine %s stands in: %s", name.c_str(), stand_in.c_str(), why.c_str());
   software(stand_in);
 }
 

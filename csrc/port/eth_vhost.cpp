@@ -22,11 +22,11 @@ EthVhost::EthVhost(PortConfig config)
       control_(loop_, config_.queues,
                {[this](const char* change) REQUIRES(control_thread) { control_changed(change); },
                 [this](const char* fault) {
-                  report("peer", -1, false, false, Reports::warning,
-                         "the control queue is broken until the front end restarts it: %s", fault);
+                  report({.kind = Kind::peer}, "the control queue is broken until the front end restarts it: %s",
+                         fault);
                 }}),
       prepared_(rings()),
-      ring_usable_(2 * config_.queues),
+      ring_usable_(queue_rings()),
       hold_timer_(loop_, [this]() REQUIRES(control_thread) { closing_ ? close_step() : hold_later(); }),
       service_timer_(loop_, [this]() REQUIRES(control_thread) { service(); }),
       waiter_timer_(loop_, [this]() REQUIRES(control_thread) { service(); }),
@@ -51,7 +51,7 @@ EthVhost::EthVhost(PortConfig config)
                                                           })
                            : nullptr);
   }
-  for (uint32_t ring = 0; ring < 2 * config_.queues; ++ring)
+  for (uint32_t ring = 0; ring < queue_rings(); ++ring)
     kick_watches_.push_back(std::make_unique<KickWatch>(
         loop_, [this, ring](auto advice) REQUIRES(control_thread) { advise(ring, advice); }));
   make_engines();

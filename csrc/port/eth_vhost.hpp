@@ -152,8 +152,10 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
     bool guest_asked = false;
   };
   static constexpr auto hold_retry = std::chrono::microseconds(100);
-  uint32_t rings() const { return 2 * config_.queues + 1; }
-  VringQueue& vring_queue(uint32_t ring);
+  uint32_t queue_rings() const { return 2 * config_.queues; }
+  uint32_t rings() const { return queue_rings() + 1; }  // and the control queue's
+  VringQueue& vring_queue(QueueId id);
+  bool holding(QueueId id) const REQUIRES(control_thread) { return holding_[id.ring()]; }
   bool hold_step() noexcept REQUIRES(control_thread);
   void hold_later() REQUIRES(control_thread);
   Prepared prepare_ring(uint32_t ring, const vhost_user::SessionState& next) REQUIRES(control_thread);
@@ -177,11 +179,13 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   void engine_ended(uint32_t queue) noexcept REQUIRES(control_thread);
   void give_up(uint32_t queue) noexcept REQUIRES(control_thread);
   void abandon(uint32_t queue) noexcept REQUIRES(control_thread);
-  void report_fault(VringQueue& vring, uint32_t queue, bool rx) noexcept REQUIRES(control_thread);
+  void report_fault(QueueId id) noexcept REQUIRES(control_thread);
   void check_memory() noexcept REQUIRES(control_thread);
   void failed(const char* what) noexcept REQUIRES(control_thread);
-  [[gnu::format(printf, 7, 8)]] void report(const char* kind, int queue, bool rx, bool enabled, int level,
-                                            const char* text, ...) noexcept;  // any thread
+  using Kind = Subject::Kind;
+  using Level = Subject::Level;
+  /// Any thread. Of a queue, the text goes on after "tx queue 0".
+  [[gnu::format(printf, 3, 4)]] void report(const Subject& subject, const char* text, ...) noexcept;
 
   // ---- engines (engines.cpp), by the constructor: the control thread does not know this port yet
   void make_engines();

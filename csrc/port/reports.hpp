@@ -4,42 +4,49 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/mutex.hpp"
 #include "base/unique_fd.hpp"
+#include "port/queue_id.hpp"
 
 namespace vhost_ioat::port {
 
-/// Something a user of the port may want to know. queue is -1 when it concerns the whole port.
-struct Event {
-  std::string kind;  // "link", "queue", "engine", "peer", "guest", "control", "port"
-  int queue = -1;
-  bool rx = false;
-  bool enabled = false;
+/// What an event is about: what kind of thing, of which queue, and how it is now.
+struct Subject {
+  enum class Kind : uint8_t { link, queue, engine, peer, guest, control, port };
+  enum class Level : int { info = 20, warning = 30, error = 40 };  // of Python's logging
+
+  Kind kind;
+  std::optional<QueueId> queue{};  // none: the whole port
+  bool enabled = false;            // link and queue: the new state; others: whether it goes on
+  Level level = Level::warning;
+};
+constexpr const char* name_of(Subject::Kind kind) {
+  constexpr const char* names[] = {"link", "queue", "engine", "peer", "guest", "control", "port"};
+  return names[static_cast<size_t>(kind)];
+}
+
+/// Something a user of the port may want to know.
+struct Event : Subject {
   std::string text;
 };
 
-struct LogLine {
-  int level;  // of Python's logging
-  std::string text;
-};
-
-/// Events and log lines on their way from the control thread to the user: bounded, the oldest are dropped first. When
-/// there is no memory even for an event, it is counted as lost.
+/// Events on their way from the control thread to the user, who reads them as events and as lines of a log: bounded,
+/// the oldest are dropped first. When there is no memory even for an event, it is counted as lost.
 class Reports {
  public:
   static constexpr size_t capacity = 1024;
   static constexpr size_t longest = 768;  // bytes of a text
-  static constexpr int info = 20, warning = 30, error = 40;
 
-  void add(const char* kind, int queue, bool rx, bool enabled, int level, const char* text) noexcept {
+  void add(const Subject& subject, const char* text) noexcept {
     const MutexLock lock(mutex_);
     try {
-      if (level >= warning) last_error_ = text;
-      push(log_, {level, text});
-      push(events_, {kind, queue, rx, enabled, text});
+      if (subject.level >= Subject::Level::warning) last_error_ = text;
+      push(log_, {subject, text});
+      push(events_, {subject, text});
     } catch (const std::exception&) {
       lost_.fetch_add(1, std::memory_order_relaxed);
     }
@@ -51,7 +58,7 @@ class Reports {
     eventfd_clear(fd_.get());
     return take(events_);
   }
-  std::vector<LogLine> take_log() {
+  std::vector<Event> take_log() {
     const MutexLock lock(mutex_);
     return take(log_);
   }
@@ -62,20 +69,18 @@ class Reports {
   int fileno() const { return fd_.get(); }  // readable while events wait
 
  private:
-  template <typename T>
-  static void push(std::deque<T>& to, T item) {
+  static void push(std::deque<Event>& to, Event event) {
     if (to.size() == capacity) to.pop_front();
-    to.push_back(std::move(item));
+    to.push_back(std::move(event));
   }
-  template <typename T>
-  static std::vector<T> take(std::deque<T>& from) {
-    std::vector<T> all(std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
+  static std::vector<Event> take(std::deque<Event>& from) {
+    std::vector<Event> all(std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
     from.clear();
     return all;
   }
   mutable Mutex mutex_;
   std::deque<Event> events_ GUARDED_BY(mutex_);
-  std::deque<LogLine> log_ GUARDED_BY(mutex_);
+  std::deque<Event> log_ GUARDED_BY(mutex_);
   std::string last_error_ GUARDED_BY(mutex_);
   std::atomic<uint64_t> lost_{0};
   UniqueFd fd_ = make_eventfd();

@@ -47,14 +47,14 @@ void EthVhost::service() noexcept {
 bool EthVhost::service_tx(uint32_t queue) noexcept {
   TxQueue& txq = *txqs_[queue];
   Owner& owner = txq.owner();
-  if (holding_[2 * queue] || closed()) return false;  // whoever holds the queue also drains it
-  if (engine_busy(queue)) return true;                // and it stays held
-  if (!owner.held()) {                                // else it is something that goes on
+  if (holding(tx_queue(queue)) || closed()) return false;  // whoever holds the queue also drains it
+  if (engine_busy(queue)) return true;                     // and it stays held
+  if (!owner.held()) {                                     // else it is something that goes on
     // A caller inside is reaping itself. A failed engine or a broken ring is ours to see to.
     if (!txq.unfinished() && !txq.needs_attention()) return false;
     if (!(txq.needs_attention() ? owner.try_take() : owner.try_slip_in())) return true;
   }
-  report_fault(txq, queue, false);
+  report_fault(tx_queue(queue));
   if (txq.pipe().take_maps_wanted() && engines_[queue] && engines_[queue]->map_arenas()) return true;
   if (recover(queue, EventLoop::Clock::now(), false)) return true;  // the queue stays held: its tx_burst returns 0
   txq.reap(budget::packets_a_visit);
@@ -73,9 +73,9 @@ bool EthVhost::service_rx(uint32_t queue) noexcept {
   RxInterrupt& interrupt = *interrupts_[queue];
   const bool rarp = queue == 0 && rarp_waits_;
   if (!rarp && !rxq.needs_attention()) return false;
-  if (holding_[2 * queue + 1] || closed()) return false;  // the session has it; a fault ends with the next setup
+  if (holding(rx_queue(queue)) || closed()) return false;  // the session has it; a fault ends with the next setup
   if (!rxq.owner().try_take()) return true;
-  report_fault(rxq, queue, true);
+  report_fault(rx_queue(queue));
   if (rarp) {
     rxq.inject(rarp_.data(), static_cast<uint32_t>(rarp_.size()));
     rarp_waits_ = false;
@@ -91,7 +91,7 @@ bool EthVhost::watch_for_waiter(uint32_t queue) noexcept {
   RxQueue& rxq = *rxqs_[queue];
   RxInterrupt& interrupt = *interrupts_[queue];
   if (!interrupt.wanted() || !rxq.running() || interrupt.has_kick() || closed()) return false;
-  if (holding_[2 * queue + 1] || !rxq.owner().try_slip_in()) return true;
+  if (holding(rx_queue(queue)) || !rxq.owner().try_slip_in()) return true;
   const bool waiting = rxq.packets_wait();
   rxq.owner().give_back();
   if (waiting) interrupt.wake();
@@ -140,9 +140,9 @@ bool EthVhost::recover(uint32_t queue, Recovery::Time now, bool draining) noexce
     const bool slow = draining && engine.outstanding() != 0 && recovery.too_slow(now);
     if (!engine.failed() && !stuck && !slow) return false;
     recovery.begin(now, engine);
-    report("engine", static_cast<int>(queue), false, true, Reports::warning,
-           "tx queue %u: engine %s failed: %s; its copies will be made by the CPU", queue,
-           engine.capabilities().name.c_str(), recovery.why());
+    report({.kind = Kind::engine, .queue = tx_queue(queue), .enabled = true},
+           ": engine %s failed: %s; its copies will be made by the CPU", engine.capabilities().name.c_str(),
+           recovery.why());
   }
   slot->step_recovery(now);
   return true;
@@ -156,8 +156,8 @@ void EthVhost::engine_ended(uint32_t queue) noexcept {
   const char* const name = slot.engine()->capabilities().name.c_str();
   const EngineSlot::Outcome outcome = slot.take_outcome();
   for (const std::string& refused : outcome.refused) {
-    report("engine", static_cast<int>(queue), false, true, Reports::warning, "tx queue %u: %s cannot reach %s", queue,
-           name, refused.c_str());
+    report({.kind = Kind::engine, .queue = tx_queue(queue), .enabled = true}, ": %s cannot reach %s", name,
+           refused.c_str());
   }
   switch (outcome.recovery) {
     case Recovery::Outcome::none:
@@ -165,8 +165,8 @@ void EthVhost::engine_ended(uint32_t queue) noexcept {
       return;
     case Recovery::Outcome::recovered:
       txq.reap();
-      return report("engine", static_cast<int>(queue), false, true, Reports::info, "tx queue %u: engine %s works again",
-                    queue, name);
+      return report({.kind = Kind::engine, .queue = tx_queue(queue), .enabled = true, .level = Level::info},
+                    "tx queue %u: engine %s works again", queue, name);
     case Recovery::Outcome::given_up:
       txq.reap();
       return give_up(queue);
@@ -180,15 +180,15 @@ void EthVhost::give_up(uint32_t queue) noexcept {
   EngineSlot& slot = *engines_[queue];
   txqs_[queue]->pipe().disable_engine();
   slot.give_up();
-  report("engine", static_cast<int>(queue), false, false, Reports::error,
-         "tx queue %u: engine %s is given up (%s); from now on the CPU copies", queue,
-         slot.engine()->capabilities().name.c_str(), slot.recovery().why());
+  report({.kind = Kind::engine, .queue = tx_queue(queue), .level = Level::error},
+         ": engine %s is given up (%s); from now on the CPU copies", slot.engine()->capabilities().name.c_str(),
+         slot.recovery().why());
 }
 
 /// The engine could not even be stopped: what it may still write to is never used again, on purpose.
 void EthVhost::abandon(uint32_t queue) noexcept {
-  report("engine", static_cast<int>(queue), false, false, Reports::error,
-         "tx queue %u: engine %s could not be stopped; the session is closed and its memory stays mapped", queue,
+  report({.kind = Kind::engine, .queue = tx_queue(queue), .level = Level::error},
+         ": engine %s could not be stopped; the session is closed and its memory stays mapped",
          engines_[queue]->engine()->capabilities().name.c_str());
   engines_[queue]->leak();
   txqs_[queue]->abandon();
@@ -210,15 +210,15 @@ std::string said(Text&& text) noexcept {
 }  // namespace
 
 /// Says what the queue could not say itself: notices, and what broke its ring.
-void EthVhost::report_fault(VringQueue& vring, uint32_t queue, bool rx) noexcept {
+void EthVhost::report_fault(QueueId id) noexcept {
+  VringQueue& vring = vring_queue(id);
   vring.notices().take([&](Notice::Kind kind, const Notice& notice) {
-    report("peer", static_cast<int>(queue), rx, true, Reports::warning, "%s queue %u: %s", rx ? "rx" : "tx", queue,
+    report({.kind = Kind::peer, .queue = id, .enabled = true}, ": %s",
            said([&] { return Notice::text(kind, notice); }).c_str());
   });
   if (!vring.take_fault_report()) return;
   vring.signal_error();
-  report("peer", static_cast<int>(queue), rx, false, Reports::warning,
-         "%s queue %u is broken until the front end restarts it: %s", rx ? "rx" : "tx", queue,
+  report({.kind = Kind::peer, .queue = id}, " is broken until the front end restarts it: %s",
          said([&] { return vring.fault().text(); }).c_str());
 }
 

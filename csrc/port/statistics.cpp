@@ -167,8 +167,8 @@ EthVhost::Info EthVhost::info() {
           tell(ring, control_.ring());
           continue;
         }
-        if (ring.index == 2 * config_.queues) continue;
-        VringQueue& queue = vring_queue(ring.index);
+        if (ring.index == queue_rings()) continue;
+        VringQueue& queue = vring_queue(QueueId::of_ring(ring.index));
         const bool ours = !queue.owner().held();
         if (ours && !queue.owner().try_slip_in()) continue;  // a caller is inside: what the session knows must do
         if (queue.running()) tell(ring, queue.ring());

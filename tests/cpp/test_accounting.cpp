@@ -339,8 +339,8 @@ TEST_CASE("accounting: rx_burst: with the memory cut up: received, waiting, or d
   until([&] {
     for (const auto& event : a.port.reports().take_events())
       if (event.text.find("cut up") != std::string::npos) {
-        CHECK(std::string(event.kind) == "peer");
-        CHECK(event.rx);
+        CHECK(event.kind == port::Subject::Kind::peer);
+        CHECK(event.queue == port::rx_queue(0));
         CHECK(event.text.find("16384") != std::string::npos);
         return true;
       }
@@ -383,7 +383,7 @@ TEST_CASE("accounting: tx_burst: taken is published, dropped by name, or pending
   until([&] {
     for (const auto& event : b.port.reports().take_events())
       if (event.text.find("too short") != std::string::npos) {
-        CHECK_FALSE(event.rx);
+        CHECK(event.queue == port::tx_queue(0));
         CHECK(event.text.find("64 bytes") != std::string::npos);
         CHECK(event.text.find("72") != std::string::npos);
         return true;

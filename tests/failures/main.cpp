@@ -87,8 +87,7 @@ class Ear {
   /// How often so far.
   uint64_t heard() {
     for (const port::Event& event : port_.reports().take_events()) {
-      const std::string kind = event.kind;
-      events_ += kind != "link" && kind != "queue";
+      events_ += event.kind != port::Subject::Kind::link && event.kind != port::Subject::Kind::queue;
     }
     uint64_t counted = 0;
     for (const auto& [name, value] : port_.xstats())
