@@ -42,6 +42,9 @@ format: $(STAMPS)/dev ## clang-format and ruff mend what they can
 	ruff check --fix
 	ruff format
 
+docs/architecture.svg: docs/architecture.dot ## the picture in ARCHITECTURE.md; needs graphviz
+	dot -Tsvg $< -o $@
+
 test-cpp: $(STAMPS)/venv ## the C++ tests
 	cmake --preset dev
 	cmake --build --preset dev

@@ -24,9 +24,9 @@ void register_dma_pci(py::module_& m) {
       .def_readonly("iommu_group", &DmaDevice::iommu_group)
       .def_readonly("usable", &DmaDevice::usable)
       .def_readonly("missing", &DmaDevice::missing)
-      .def("__repr__", [](const DmaDevice& device) {
+      .def("__repr__", [](const DmaDevice& self) {
         return py::str("<DmaDevice {} 8086:{:04x} {}>")
-            .format(device.address, device.device_id, device.usable ? "usable" : device.missing);
+            .format(self.address, self.device_id, self.usable ? "usable" : self.missing);
       });
   m.def("probe", [] { return dma::probe(); });
 

@@ -295,7 +295,7 @@ TEST_CASE("accounting: rx_burst: good packets, and each kind of bad ones") {
   header.hdr_len = 54;
   for (int i = 0; i < 20; ++i) {
     a.send(5);
-    for (const uint8_t type : {0, 1, 4, 5, 77}) {
+    for (const uint8_t type : std::initializer_list<uint8_t>{0, 1, 4, 5, 77}) {
       header.gso_type = type;
       header.flags = i % 2 ? virtio::NET_HDR_F_NEEDS_CSUM : uint8_t{0};
       a.send(1, 3000, header);

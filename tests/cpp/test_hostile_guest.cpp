@@ -113,7 +113,7 @@ struct HostileGuest {
                                        static_cast<uint16_t>(random() % (ring_size + random() % 2)));
       default: {
         const auto used = load_relaxed<uint16_t>(at.used + 2);
-        const uint32_t ahead = random() % 1000 == 0 ? random() : random() % ring_size;
+        const auto ahead = random() % 1000 == 0 ? random() : random() % ring_size;
         return store_release<uint16_t>(at.avail + 2, static_cast<uint16_t>(used + ahead));
       }
     }

@@ -92,7 +92,7 @@ TEST_CASE("message shape: a memory table has room for the regions it says, and t
     CHECK(malformed(message).empty() == (regions <= 8));
     message.size += sizeof(wire::MemRegion);  // as User-Mode Linux sends it: one region in room for two
     CHECK(malformed(message).empty() == (regions <= 8));
-    message.size -= sizeof(wire::MemRegion) + 1;
+    message.size -= uint32_t{sizeof(wire::MemRegion)} + 1;
     CHECK(malformed(message) != "");
     message.size += 1;
     message.fds.push_back(make_eventfd());

@@ -139,7 +139,7 @@ TEST_CASE("a region that is not shared keeps its place, and no address in it tra
   std::array<Piece, 4> out{};
   CHECK(table.translate(0xfff, 1, hint) == host(0x5fff));
   const Region* const before = hint;
-  for (const uint64_t address : {0x1000, 0x1001, 0x1fff}) {
+  for (const uint64_t address : {0x1000u, 0x1001u, 0x1fffu}) {
     CHECK(table.translate(address, 1, hint) == nullptr);
     CHECK(hint == before);  // or the next look at it would find a host address
     const Region* fresh = nullptr;

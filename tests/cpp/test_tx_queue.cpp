@@ -331,7 +331,7 @@ TEST_CASE("tx: ring indices may start anywhere") {
     queue.setup(guest.setup());
     std::mt19937 random(start);
     uint8_t seed = 0;
-    for (int round = 0; round < 50; ++round) {
+    for (uint64_t round = 0; round < 50; ++round) {
       std::vector<Bytes> packets;
       while (guest.driver().free_descriptors() != 0 && packets.size() < 20) {
         guest.post(GuestRig::buffers + (packets.size() + 20 * (round % 2)) * 65536, 65536);
