@@ -37,7 +37,7 @@ lint: $(STAMPS)/package $(STAMPS)/dev ## clang-format, ruff, mypy, stubtest
 	mypy
 	cd $(VENV) && python -m mypy.stubtest vhost_ioat._core --allowlist $(CURDIR)/tools/stubtest-allowlist.txt
 
-format: $(STAMPS)/dev ## clang-format and ruff mend what they can
+format: $(STAMPS)/dev ## apply the fixes of clang-format and ruff
 	clang-format -i $(cxx_format)
 	ruff check --fix
 	ruff format
@@ -70,7 +70,7 @@ tsan: $(STAMPS)/venv ## C++ tests under ThreadSanitizer
 	cmake --build --preset tsan
 	ctest --preset tsan
 
-thread-safety: $(STAMPS)/venv ## clang checks who may touch what, and holding what (make fuzz does, too, but for the bindings)
+thread-safety: $(STAMPS)/venv ## clang checks which thread may touch what, and holding which mutex (make fuzz does, too, but for the bindings)
 	tools/need clang
 	cmake --preset clang -DPython_EXECUTABLE=$(abspath $(PY)) -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir)
 	cmake --build --preset clang

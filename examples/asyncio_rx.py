@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sleep until packets come: python asyncio_rx.py iface=/tmp/vhost0.sock,queues=2.
+"""Sleep until packets arrive: python asyncio_rx.py iface=/tmp/vhost0.sock,queues=2.
 
-Each queue has a task that waits for `rx_fileno` in the event loop, takes all there is and sends it back with the MAC
-addresses exchanged. Nothing polls, so an idle script uses no CPU; a line tells the rate every second.
+Each queue has a task that waits for `rx_fileno` in the event loop, receives all packets there are and sends them back
+with the MAC addresses exchanged. Nothing polls, so an idle script uses no CPU. The rates are printed every second.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import vhost_ioat
 
 
 async def readable(fd: int) -> None:
-    """Return when `fd` can be read."""
+    """Return when `fd` is readable."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_reader(fd, ready.set)
@@ -24,14 +24,14 @@ async def readable(fd: int) -> None:
 
 
 async def serve(port: vhost_ioat.EthVhost, queue: int) -> None:
-    """Return the packets of one queue to their sender."""
+    """Send the packets of one queue back to their sender."""
     while True:
         while burst := port.rx_burst(queue):
             macs = burst.data[:, :12].copy()
             burst.data[:, :6], burst.data[:, 6:12] = macs[:, 6:], macs[:, :6]
             port.tx_burst(queue, burst)
             await asyncio.sleep(0)  # the other tasks get their turn
-        # Arming looks once more: a packet that came just before would otherwise wait for the next one.
+        # Enabling checks once more: a packet that arrived just before would otherwise wait for the next one.
         if not port.rx_intr_enable(queue):
             await readable(port.rx_fileno(queue))
 

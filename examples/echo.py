@@ -14,7 +14,7 @@ OURS = np.frombuffer(MAC + ADDRESS, np.uint8)
 
 
 def answer(packet: np.ndarray) -> bool:
-    """Turn a request to us into its answer, in place; False when it is something else."""
+    """Turn a request to us into its answer, in place; return False when it is something else."""
     head = packet[:42].tobytes()
     if len(head) < 42:
         return False
@@ -24,7 +24,7 @@ def answer(packet: np.ndarray) -> bool:
         packet[21] = 2
     elif head[12:15] == b"\x08\x00\x45" and head[23] == 1 and head[34] == 8 and head[30:34] == ADDRESS:  # ICMP
         packet[26:34] = np.roll(packet[26:34], 4)
-        total = int.from_bytes(head[36:38]) + 0x0800  # the type goes from 8 to 0, so the checksum grows by as much
+        total = int.from_bytes(head[36:38]) + 0x0800  # the type changes from 8 to 0, so the checksum grows by 0x0800
         packet[34:38] = list(((total & 0xFFFF) + (total >> 16)).to_bytes(4))
     else:
         return False

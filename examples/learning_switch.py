@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A learning switch in numpy: python learning_switch.py iface=/tmp/a.sock,queues=2 iface=/tmp/b.sock,queues=2 ...
 
-Packets go from one guest to another as they are, with the checksum and segmentation requests of `Burst.net_hdr`: a
-64 KB TCP segment is one packet here. What the destination did not negotiate is completed or dropped by its port.
+Packets go from one guest to another unchanged, with the checksum and segmentation requests of `Burst.net_hdr`: a 64 KB
+TCP segment is one packet here. What the destination did not negotiate is completed or dropped by its port.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def addresses(burst: vhost_ioat.Burst, offset: int) -> np.ndarray:
 
 
 def send(port: vhost_ioat.EthVhost, queue: int, burst: vhost_ioat.Burst) -> None:
-    """Offer a burst for 10 ms; what the guest has no buffers for by then is lost, as on any congested wire."""
+    """Offer a burst for 10 ms; packets that find no buffers by then are lost, as on any congested link."""
     deadline = time.monotonic() + 0.01
     queue %= port.devargs.queues
     while burst := burst[port.tx_burst(queue, burst) :]:

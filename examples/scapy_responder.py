@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A host made of scapy: python scapy_responder.py iface=/tmp/vhost0.sock.
+"""A host built with scapy: python scapy_responder.py iface=/tmp/vhost0.sock.
 
 It has the address 10.0.0.1, answers ARP and ping, echoes UDP port 7 and prints what it does not understand. scapy
-dissects some ten thousand packets a second; for more, look at the bytes of a whole burst, as learning_switch.py does.
+dissects some ten thousand packets per second; for more, work on the bytes of a whole burst, as learning_switch.py does.
 """
 
 import contextlib
@@ -52,6 +52,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Here and not in main(): CPython 3.13 may raise at the jump back of a loop, which no `with` around the loop sees.
+    # Here and not in main(): CPython 3.13 may raise at the backward jump of a loop, which no `with` around it sees.
     with contextlib.suppress(KeyboardInterrupt):
         main()

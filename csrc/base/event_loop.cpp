@@ -33,7 +33,7 @@ namespace {
 
 /// Only for what no port can be blamed for, and without which none can be served.
 [[noreturn]] void die(const char* what) noexcept {
-  std::fprintf(stderr, "vhost_ioat: the control thread cannot go on: %s: %s\n", what, std::strerror(errno));
+  std::fprintf(stderr, "vhost_ioat: the control thread cannot continue: %s: %s\n", what, std::strerror(errno));
   std::abort();
 }
 
@@ -287,7 +287,7 @@ void Loop::add_fd(int fd, uint32_t epoll_events, FdCallback callback) {
   assert(on_loop_thread());
   Watch watch{++generation_, std::make_shared<const FdCallback>(std::move(callback))};
   const auto [place, made] = watches_.try_emplace(fd);
-  if (!made) throw std::system_error(EEXIST, std::generic_category(), "an fd is watched already");
+  if (!made) throw std::system_error(EEXIST, std::generic_category(), "an fd is already watched");
   try {
     control(EPOLL_CTL_ADD, fd, epoll_events, watch.generation);
   } catch (...) {

@@ -183,15 +183,15 @@ PeerFd::PeerFd(int fd, Use use) noexcept : fd_(fd) {
   const int flags = ::fcntl(fd, F_GETFL);
   const int mode = flags & O_ACCMODE;
   if (flags < 0 || flags & O_PATH) {
-    why_ = "it is only a name of a file (O_PATH), not an open one";
+    why_ = "it was opened with O_PATH, and so only names a file";
   } else if (kind_ = kind_of(fd); kind_ == Kind::unusable) {
-    why_ = "it is neither an eventfd nor a pipe nor a Unix socket";
+    why_ = "it is not an eventfd, a pipe or a Unix socket";
   } else if (use == Use::wait && kind_ == Kind::socket) {
-    why_ = "it is a socket, which may bring further fds along";
+    why_ = "it is a socket, which may carry further fds";
   } else if (use == Use::signal && mode == O_RDONLY) {
     why_ = "it is open for reading only";
   } else if (use == Use::wait && kind_ == Kind::pipe) {
-    why_ = "it is a pipe, whose writers may keep its readers waiting";
+    why_ = "it is a pipe, whose writers can block its readers";
   }
   usable_ = *why_ == 0;
   if (!usable_) kind_ = Kind::unusable;

@@ -18,7 +18,7 @@ long long clamped(PyObject* number) {
 
 uint64_t whole_within(py::handle number, long long low, uint64_t high) {
   if (!PyIndex_Check(number.ptr()) || PyBool_Check(number.ptr()))
-    throw py::type_error(format("%s is not a whole number", Py_TYPE(number.ptr())->tp_name));
+    throw py::type_error(format("%s is not a whole number; give an int", Py_TYPE(number.ptr())->tp_name));
   const auto integer = py::reinterpret_steal<py::object>(PyNumber_Index(number.ptr()));
   if (!integer) throw py::error_already_set();
   int overflow = 0;
@@ -42,7 +42,7 @@ Seconds seconds_of(py::handle timeout) {
     PyErr_Clear();  // a whole number beyond all floats
     return {};
   }
-  if (std::isnan(value)) throw ConfigError("nan is no time: give seconds, or None to wait for ever");
+  if (std::isnan(value)) throw ConfigError("nan is not a time: give seconds, or None to wait for ever");
   if (value > Seconds::longest) return {};
   return {false, value < 0 ? 0 : value};
 }

@@ -78,7 +78,7 @@ struct Packet {
 Packet checked_packet(PyBurst* self, Py_ssize_t i) {
   const Py_ssize_t index = i < 0 ? i + self->count : i;
   if (index < 0 || index >= Py_ssize_t{self->count})
-    throw py::index_error(format("packet %zd, but the burst has %u", i, self->count));
+    throw py::index_error(format("packet %zd is out of range: the burst has %u packets", i, self->count));
   const uint32_t length = std::atomic_ref(self->length(index)).load(std::memory_order_relaxed);
   if (length > self->stride)
     throw py::value_error(format("packet %zd: length %u is above the burst's stride of %u", i, length, self->stride));
@@ -153,7 +153,8 @@ PyBurst* choose(PyBurst* self, const py::array_t<int64_t>& indices) {
 
 /// The number that an object which numpy would take for an index stands for.
 Py_ssize_t integer_index(PyObject* key) {
-  if (PyBool_Check(key)) throw py::index_error("a bool is no index of a Burst; a mask has one for each packet");
+  if (PyBool_Check(key))
+    throw py::index_error("a bool is not an index of a Burst; a mask needs one bool for each packet");
   const Py_ssize_t i = PyNumber_AsSsize_t(key, PyExc_IndexError);
   if (i == -1 && PyErr_Occurred()) throw py::error_already_set();
   return i;
@@ -168,7 +169,7 @@ void refuse_mixed_list(PyObject* key) {
     PyObject* item = PyList_GET_ITEM(key, i);
     bools += PyBool_Check(item) || std::strcmp(Py_TYPE(item)->tp_name, "numpy.bool") == 0;
   }
-  if (bools != 0 && bools != n) throw py::index_error("a mask of a Burst is of booleans or of integers, not of both");
+  if (bools != 0 && bools != n) throw py::index_error("a mask of a Burst must have booleans or integers, not both");
 }
 
 py::array_t<int64_t> unsigned_indices(PyBurst* self, const py::array& mask) {
@@ -176,8 +177,8 @@ py::array_t<int64_t> unsigned_indices(PyBurst* self, const py::array& mask) {
   py::array_t<int64_t> indices(given.size());
   for (py::ssize_t i = 0; i < given.size(); ++i) {
     if (given.data()[i] >= self->count)  // else 2^64 - 1 would become -1
-      throw py::index_error(
-          format("packet %llu, but the burst has %u", static_cast<unsigned long long>(given.data()[i]), self->count));
+      throw py::index_error(format("packet %llu is out of range: the burst has %u packets",
+                                   static_cast<unsigned long long>(given.data()[i]), self->count));
     indices.mutable_data()[i] = static_cast<int64_t>(given.data()[i]);
   }
   return indices;
@@ -186,9 +187,8 @@ py::array_t<int64_t> unsigned_indices(PyBurst* self, const py::array& mask) {
 /// As numpy means a one-dimensional index of an array of as many entries, or IndexError.
 py::array_t<int64_t> mask_to_indices(PyBurst* self, PyObject* key) {
   constexpr const char* what =
-      "a Burst is indexed by an integer, a slice, or a one-dimensional mask of booleans or integers; a byte of a "
-      "packet "
-      "is b[i][j]";
+      "a Burst is indexed by an integer, a slice, or a one-dimensional mask of booleans or integers; for a byte of a "
+      "packet write b[i][j]";
   if (PyTuple_Check(key) || key == Py_None || key == Py_Ellipsis) throw py::index_error(what);
   refuse_mixed_list(key);
   const py::array mask = py::array::ensure(py::reinterpret_borrow<py::object>(key));
@@ -200,7 +200,8 @@ py::array_t<int64_t> mask_to_indices(PyBurst* self, PyObject* key) {
   const char kind = mask.dtype().kind();
   if (kind == 'b') {
     if (mask.size() != py::ssize_t{self->count})
-      throw py::index_error(format("boolean mask of %zd for a burst of %u packets", mask.size(), self->count));
+      throw py::index_error(
+          format("a boolean mask has %zd entries, but the burst has %u packets", mask.size(), self->count));
     return mask.attr("nonzero")().cast<py::tuple>()[0].cast<py::array_t<int64_t>>();
   }
   if (mask.size() == 0 && !py::isinstance<py::array>(key)) return py::array_t<int64_t>(0);  // [] has no kind of its own
@@ -253,7 +254,7 @@ PyObject* burst_data(PyObject* object, void*) {
     PyBurst* self = of(object);
     if (self->rows) {
       PyErr_SetString(PyExc_BufferError,
-                      "the packets of a masked burst are not one array; gather() copies them to one");
+                      "the packets of a masked burst are not one array; gather() copies them into one");
       throw py::error_already_set();
     }
     virtio::Burst::clear_padding(self->block, self->stride);
@@ -299,7 +300,8 @@ int burst_set_net_hdr(PyObject* object, PyObject* given, void*) {
     if (!given) throw py::attribute_error("net_hdr of a Burst cannot be deleted");
     const py::array headers = headers_by_name(given);
     if (headers.size() != py::ssize_t{self->count})
-      throw py::value_error(format("net_hdr of %zd entries for a burst of %u packets", headers.size(), self->count));
+      throw py::value_error(
+          format("net_hdr has %zd entries, but the burst has %u packets", headers.size(), self->count));
     for (Py_ssize_t i = 0; i < Py_ssize_t{self->count}; ++i)
       std::memcpy(&self->headers[self->step * i], headers.data(i), sizeof(virtio::NetHeader));
     return Py_None;  // borrowed: only whether it is null matters
@@ -364,58 +366,54 @@ PyMethodDef burst_methods[] = {
     {"from_packets", burst_from_packets, METH_O | METH_STATIC,
      "from_packets(packets)\n--\n\n"
      "Copy a sequence of packets into a new Burst; net_hdr is all zero.\n\n"
-     "A packet is bytes, bytearray, a memoryview of bytes, or a 1-D array of uint8 or int8 in C order; the sequence "
-     "may\n"
-     "be a 2-D array of such rows. Raises TypeError for anything else, MemoryError when the memory that such bursts "
-     "share\n"
-     "(64 MiB) is exhausted."},
-    {"tobytes", burst_tobytes, METH_O, "tobytes($self, index, /)\n--\n\nCopy packet `index` out, without padding."},
+     "A packet is bytes, bytearray, a memoryview of bytes, or a 1-D array of uint8 or int8 in C order; the sequence\n"
+     "may be a 2-D array of such rows. Raises TypeError for anything else, and MemoryError when the memory that such\n"
+     "bursts share (64 MiB) is exhausted."},
+    {"tobytes", burst_tobytes, METH_O,
+     "tobytes($self, index, /)\n--\n\nReturn a copy of packet `index`, without padding. Raises IndexError."},
     {"gather", burst_gather, METH_NOARGS,
      "gather($self, /)\n--\n\n"
-     "Copy all packets into a new Burst whose `.data` is one array, whatever this one is.\n\n"
-     "It lies in the packet memory that an engine copies from, 64 MiB for all such bursts: MemoryError when that is\n"
-     "exhausted. To keep packets for long, detach() them."},
+     "Copy all packets into a new Burst whose `.data` is one array, even if this burst is masked.\n\n"
+     "The copy is in packet memory from which an engine can copy, 64 MiB for all such bursts; raises MemoryError when\n"
+     "that is exhausted. To keep packets for long, use detach()."},
     {"detach", burst_detach, METH_NOARGS,
      "detach($self, /)\n--\n\n"
-     "Copy all packets into a new Burst with memory of its own, as large as they need.\n\n"
-     "For packets that are kept: a received Burst, and any view or slice of it, holds the whole block that the "
-     "packets\n"
-     "came in (at most 1 MiB of `mempool`). One packet alone: b[i:i + 1].detach(), or b[i].copy() for an array. A\n"
-     "detached Burst may be sent; the CPU copies it."},
+     "Copy all packets into a new Burst with memory of its own, only as large as they need.\n\n"
+     "Use it for packets that are kept: a received Burst, and any view or slice of it, holds the whole block in which\n"
+     "the packets arrived (at most 1 MiB of `mempool`). For one packet: b[i:i + 1].detach(), or b[i].copy() for an\n"
+     "array. A detached Burst may be sent; the CPU copies it. Raises MemoryError."},
     {nullptr, nullptr, 0, nullptr},
 };
 
 PyGetSetDef burst_properties[] = {
     {"data", burst_data, nullptr,
      "uint8 array (n, stride), writable, zero copy; row i holds packet i.\n\n"
-     "Bytes past lengths[i] are 0 at first, and what the program wrote there afterwards; they are never those of "
-     "other\n"
-     "packets. The array keeps the memory alive. BufferError for a masked burst, whose rows are apart.",
+     "Bytes past lengths[i] are 0 at first, and then what the program writes there; they never come from other\n"
+     "packets. The array keeps the memory alive. Raises BufferError for a masked burst, whose rows are not adjacent.",
      nullptr},
     {"lengths", burst_lengths, nullptr,
-     "uint32 array (n,): bytes of each packet; writable, for packets that grow (by zeros) or shrink within the stride.",
+     "uint32 array (n,): the bytes of each packet. Writable, so that packets can grow (by zeros) or shrink within the\n"
+     "stride.",
      nullptr},
     {"net_hdr", burst_net_hdr, burst_set_net_hdr,
-     "Structured array (n,): flags, gso_type, hdr_len, gso_size, csum_start, csum_offset (VIRTIO 1.2, 5.1.6); "
+     "Structured array (n,): flags, gso_type, hdr_len, gso_size, csum_start, csum_offset (VIRTIO 1.2, 5.1.6);\n"
      "writable.\n\n"
-     "`burst.net_hdr = other` goes by the names of the fields, whatever their order; TypeError when the dtype of "
-     "`other` "
-     "has\nother fields or integers that do not fit, ValueError for another number of entries. (`burst.net_hdr[:] = "
-     "other` "
-     "is\nnumpy's, and goes by position.)",
+     "`burst.net_hdr = other` assigns fields by name, in whatever order they are. It raises TypeError when the\n"
+     "dtype of `other` has other fields or integers that do not fit, and ValueError when the number of entries\n"
+     "differs. (`burst.net_hdr[:] = other` is numpy's assignment, and goes by position.)",
      nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
 
 PyType_Slot burst_slots[] = {
     {Py_tp_dealloc, reinterpret_cast<void*>(burst_dealloc)},
-    {Py_tp_doc,
-     const_cast<char*>("Packets in one piece of memory, as rx_burst returns them.\n\n"
-                       "len, bool and iteration as of a sequence; b[i] is a 1-D uint8 view of a whole "
-                       "packet; b[i:j] and masks of booleans or integers are sub-bursts that share the "
-                       "memory. A Burst may outlive its port. Holding it, or one view of it, holds all of its "
-                       "memory, at most 1 MiB: detach() what is kept for long. Reading and writing it is up "
-                       "to one thread at a time; what was sent may be written again when tx_pending() is 0.")},
+    {Py_tp_doc, const_cast<char*>(
+                    "Packets in one block of memory, as returned by rx_burst.\n\n"
+                    "len(), bool() and iteration work as for a sequence. b[i] is a 1-D uint8 view of a whole packet;\n"
+                    "b[i:j] and masks of booleans or integers are sub-bursts that share the memory.\n\n"
+                    "A Burst may outlive its port. Holding it, or one view of it, holds all of its memory, at most\n"
+                    "1 MiB; use detach() for packets that are kept for long. One thread at a time may read and write\n"
+                    "it. A burst that was sent may be written again when tx_pending() is 0.")},
     {Py_tp_methods, burst_methods},
     {Py_tp_getset, burst_properties},
     {Py_tp_iter, reinterpret_cast<void*>(burst_iter)},

@@ -47,7 +47,8 @@ Fault fault_named(std::string_view name) {
     if (text == name) return fault;
     known += (known.empty() ? "" : ", ") + std::string(text);
   }
-  throw ConfigError(format("fault \"%.*s\": known are %s", static_cast<int>(name.size()), name.data(), known.c_str()));
+  throw ConfigError(
+      format("unknown fault \"%.*s\"; the faults are %s", static_cast<int>(name.size()), name.data(), known.c_str()));
 }
 
 const char* name_of(CopyStatus status) {
@@ -122,7 +123,7 @@ class PyModel : private ModelBuffers, public IoatModel, public std::enable_share
 
 uint32_t checked_size(uint32_t size, uint32_t longest) {
   if (size == 1 || size == 2 || size == 4 || size == longest) return size;
-  throw ConfigError(format("size=%u: registers are read and written by 1, 2, 4 or %u bytes", size, longest));
+  throw ConfigError(format("size=%u: registers are accessed by 1, 2, 4 or %u bytes", size, longest));
 }
 
 /// The driver of a channel for Python: with addresses as the device sees them, and calls that may wait.
@@ -240,14 +241,16 @@ class PyChannel {
         throw DmaError(format("the ring is full: %u of %u descriptors are free; submit() and poll()", channel_->room(),
                               channel_->ring_size() - 1));
       case Refusal::address:
-        throw DmaError(
-            format("length 0, or an address beyond the device's %u bits", unsigned{channel_->address_bits()}));
+        throw DmaError(format("the length is 0, or an address is beyond the device's %u bits",
+                              unsigned{channel_->address_bits()}));
       default:
         break;
     }
-    if (!channel_->can_fill() && channel_->running()) throw DmaError("the device cannot fill (DMACAPABILITY bit 6)");
+    if (!channel_->can_fill() && channel_->running())
+      throw DmaError("the device does not support fills (DMACAPABILITY bit 6); copy from a filled buffer instead");
     const std::string why = channel_->why();
-    throw DmaError((why.empty() ? "the channel is stopped" : why) + "; reset() it and poll() what is outstanding");
+    throw DmaError((why.empty() ? "the channel is stopped" : why) +
+                   "; call reset(), and poll() for what is outstanding");
   }
 
   std::shared_ptr<PyModel> model_;  // empty: hardware
@@ -262,52 +265,55 @@ class PyChannel {
 
 void register_model(py::module_& m) {
   py::class_<IoatModel, std::shared_ptr<IoatModel>>(
-      m, "_Model", "The device behind a software engine of a port (EthVhost.engine_model()), or an IoatModel.")
+      m, "_Model",
+      "The device of a port's software engine (EthVhost.engine_model()), or an IoatModel. Any thread may use it.")
       .def(
           "read",
           [](IoatModel& model, Whole<uint32_t> off, Whole<uint32_t> size) {
             return model.read(off, checked_size(size, 8));
           },
           py::arg("off"), py::arg("size"), py::call_guard<Unlocked>(),
-          "The value of BAR0 at `off`, `size` bytes (1, 2, 4, 8). Beyond the 16 KiB: 0. Gone from the bus: all ones.")
+          "Read `size` bytes (1, 2, 4 or 8) of BAR0 at `off`. Returns 0 beyond the 16 KiB, and all ones when the\n"
+          "device is gone from the bus.")
       .def(
           "write",
           [](IoatModel& model, Whole<uint32_t> off, Whole<uint64_t> value, Whole<uint32_t> size) {
             model.write(off, value, checked_size(size, 8));
           },
           py::arg("off"), py::arg("value"), py::arg("size"), py::call_guard<Unlocked>(),
-          "Writes BAR0. In mode \"inline\" a write of DMACOUNT (0x86) returns when the descriptors have run.")
+          "Write `size` bytes (1, 2, 4 or 8) of BAR0 at `off`. In mode \"inline\", a write of DMACOUNT (0x86)\n"
+          "returns when the descriptors have run.")
       .def(
           "config_read",
           [](IoatModel& model, Whole<uint32_t> off, Whole<uint32_t> size) {
             return model.config_read(off, checked_size(size, 4));
           },
           py::arg("off"), py::arg("size"), py::call_guard<Unlocked>(),
-          "The value of the PCI configuration space at `off`, `size` bytes (1, 2, 4).")
+          "Read `size` bytes (1, 2 or 4) of the PCI configuration space at `off`.")
       .def(
           "config_write",
           [](IoatModel& model, Whole<uint32_t> off, Whole<uint32_t> value, Whole<uint32_t> size) {
             model.config_write(off, value, checked_size(size, 4));
           },
           py::arg("off"), py::arg("value"), py::arg("size"), py::call_guard<Unlocked>(),
-          "Writes the PCI configuration space; bits that are not writable stay.")
+          "Write `size` bytes (1, 2 or 4) of the PCI configuration space at `off`; read-only bits keep their value.")
       .def(
           "step", [](IoatModel& model, Whole<uint32_t> n) { return model.step(n); }, py::arg("n") = 1,
           py::call_guard<Unlocked>(),
-          "Carries out up to `n` descriptors; returns how many. Raises DmaError unless the mode is \"stepped\".")
+          "Carry out up to `n` descriptors; returns how many. Raises DmaError unless the mode is \"stepped\".")
       .def(
           "inject",
           [](IoatModel& model, const std::string& fault, Whole<uint64_t> nth, Whole<uint64_t> value) {
             model.inject(fault_named(fault), nth, value);
           },
           py::arg("fault"), py::kw_only(), py::arg("nth") = 0, py::arg("value") = 0,
-          R"(Arms a fault; `nth` counts from 0, from now on.
+          R"(Arm a fault; `nth` counts from 0, starting now.
 
-"error": the nth descriptor fails with CHANERR bit `value`. "corrupt": it writes a wrong bit. "stuck": it never ends.
-"drop_writeback", "drop_interrupt": the nth is lost, and `value` - 1 more. "torn_status": the nth 8-byte read of CHANSTS
-tears (below 3.3). "reset_hang": the nth RESET never clears. "gone": the device leaves the bus before the nth
-descriptor, at once for 0. "latency": `value` ns before the first fetch; "bandwidth": `value` bytes a second (both:
-threaded only). Raises ConfigError (no such fault), DmaError (this model cannot show it).)")
+"error": the nth descriptor fails with CHANERR bit `value`. "corrupt": it writes a wrong byte. "stuck": it never ends.
+"drop_writeback", "drop_interrupt": the nth one is lost, and `value` - 1 more. "torn_status": the nth 8-byte read of
+CHANSTS tears (below 3.3). "reset_hang": the nth RESET never clears. "gone": the device leaves the bus before the nth
+descriptor; for 0, at once. "latency": `value` ns before the first fetch. "bandwidth": `value` bytes per second. The
+last two need mode "threaded". Raises ConfigError (no such fault) or DmaError (this model cannot show it).)")
       .def(
           "counters",
           [](const IoatModel& model) {
@@ -319,15 +325,18 @@ threaded only). Raises ConfigError (no such fault), DmaError (this model cannot 
             dict["errors"] = counters.errors;
             return dict;
           },
-          "What the device did since it was made: descriptors (null ones too), bytes, interrupts, errors.");
+          "What the device has done since it was made, as a dict: descriptors (including null ones), bytes, "
+          "interrupts,\n"
+          "errors.");
 
   py::class_<PyModel, IoatModel, std::shared_ptr<PyModel>>(
       m, "IoatModel",
       R"(A software I/OAT channel: registers, configuration space, memory map and engine.
 
-device_id and cbver choose what it looks like: 0x0b00 with 0x34 (Ice Lake), 0x2021 with 0x33 (Skylake), 0x6f20 with
-0x32 (Broadwell). xfercap is log2 of the most bytes of one descriptor. mode: "inline" (copies happen inside the write of
-DMACOUNT), "stepped" (inside step()) or "threaded" (a worker makes them). Any thread may use it. Raises ConfigError.)")
+device_id and cbver choose the identity: 0x0b00 with 0x34 (Ice Lake), 0x2021 with 0x33 (Skylake), 0x6f20 with 0x32
+(Broadwell). xfercap is log2 of the most bytes of one descriptor. mode: "inline" (copies happen inside the write of
+DMACOUNT), "stepped" (inside step()) or "threaded" (a worker thread makes them). Any thread may use it. Raises
+ConfigError.)")
       .def(py::init(
                [](Whole<uint16_t> device_id, Whole<uint8_t> cbver, const std::string& mode, Whole<uint8_t> xfercap) {
                  return std::make_shared<PyModel>(IoatModel::Options{device_id, cbver, model_mode(mode), xfercap});
@@ -337,14 +346,14 @@ DMACOUNT), "stepped" (inside step()) or "threaded" (a worker makes them). Any th
       .def(
           "map", [](PyModel& self, Whole<uint64_t> iova, const py::object& buffer) { self.map(iova, buffer); },
           py::arg("iova"), py::arg("buffer"),
-          R"(Lets the device reach `buffer`, writable contiguous bytes, at `iova`. The model keeps the buffer alive.
+          R"(Map `buffer`, which must be writable and contiguous, at `iova`. The model keeps the buffer alive.
 
-The first page of IOVAs is never reachable. Raises DmaError when the range overlaps another, BufferError when the buffer
-is read-only or not contiguous.)")
+The first page of IOVAs is never reachable. Raises DmaError when the range overlaps another one, and BufferError when
+the buffer is read-only or not contiguous.)")
       .def(
           "unmap", [](PyModel& self, Whole<uint64_t> iova) { self.unmap(iova); }, py::arg("iova"),
-          "Takes back the buffer mapped at exactly `iova`; waits for the descriptor at work. Raises DmaError: none "
-          "there.");
+          "Unmap the buffer mapped at exactly `iova`; waits for a descriptor that is being carried out. Raises\n"
+          "DmaError when none is mapped there.");
 }
 
 void register_channel(py::module_& m) {
@@ -352,9 +361,10 @@ void register_channel(py::module_& m) {
       m, "IoatChannel",
       R"(The driver of one channel: of an IoatModel, or of the hardware at a PCI address ("00:04.0", VFIO).
 
-Addresses are the device's (IOVAs), see map(). Starting resets the channel and proves it with a null descriptor.
-ring_size: descriptors, a power of two from 64 to 4096; first_index: where their index starts, to test its wrap.
-One caller at a time. Raises DmaError (it does not work, and what to do), ConfigError (bad argument).)")
+Addresses are the device's (IOVAs); see map(). Construction resets the channel and tests it with a null descriptor.
+ring_size: descriptors, a power of two from 64 to 4096. first_index: where their index starts, to test its wrap.
+One thread at a time. Raises DmaError (the channel cannot be used; the message says what to do) or ConfigError (a bad
+argument).)")
       .def(py::init([](PyModel& model, Whole<uint32_t> ring_size, Whole<uint32_t> first_index) {
              return std::make_unique<PyChannel>(model.shared_from_this(), ChannelOptions{ring_size, first_index});
            }),
@@ -364,33 +374,37 @@ One caller at a time. Raises DmaError (it does not work, and what to do), Config
            }),
            py::arg("model_or_bdf"), py::kw_only(), py::arg("ring_size") = 1024, py::arg("first_index") = 0)
       .def("map", in_turn(&PyChannel::map), py::arg("iova"), py::arg("buffer"),
-           R"(Lets the device reach `buffer` at `iova`; of a model this is IoatModel.map().
+           R"(Map `buffer`, which must be writable and contiguous, at `iova`. For a model this is IoatModel.map().
 
-Hardware needs whole pages (an mmap object). The channel, or the model, keeps the buffer alive. Raises DmaError,
-BufferError.)")
+Hardware needs whole pages (such as an mmap object). The channel, or the model, keeps the buffer alive. Raises DmaError
+or BufferError.)")
       .def("unmap", in_turn(&PyChannel::unmap), py::arg("iova"),
-           "Takes back the buffer mapped at exactly `iova`. Raises DmaError.")
+           "Unmap the buffer mapped at exactly `iova`. Raises DmaError when none is mapped there.")
       .def("copy", in_turn(&PyChannel::copy), py::arg("dst"), py::arg("src"), py::arg("n"),
-           R"(Puts a copy of `n` bytes in the ring, in as many descriptors as it needs; returns its number.
+           R"(Put a copy of `n` bytes into the ring, in as many descriptors as it needs; returns its number.
 
-Numbers count from 0. Raises DmaError: ring full, length 0, address too wide, channel failed or stopped.)")
+Numbers count from 0. Nothing starts before submit(). Raises DmaError when the ring is full, the length is 0, an address
+has too many bits, or the channel has failed or is stopped.)")
       .def("fill", in_turn(&PyChannel::fill), py::arg("dst"), py::arg("pattern"), py::arg("n"),
-           "Puts a fill of `n` bytes with the 64-bit `pattern`, little end first; otherwise as copy().")
-      .def("submit", in_turn(&PyChannel::submit), "Rings the doorbell for everything put since the last call.")
+           "Put a fill of `n` bytes with the 64-bit `pattern`, least significant byte first, into the ring;\n"
+           "otherwise like copy().")
+      .def("submit", in_turn(&PyChannel::submit),
+           "Ring the doorbell (DMACOUNT) for everything put into the ring since the last call.")
       .def("poll", in_turn(&PyChannel::poll),
-           R"([(number, status), ...] of copies that ended since the last call, in their order. Never waits.
+           R"(Return [(number, status), ...] of the operations that ended since the last call, in order. Never waits.
 
-status: "ok"; "error" (the device failed at it); "not_attempted" (it came after that, or after a reset). After a failure
-all of them come at once, and reset() makes the channel work again.)")
+status: "ok"; "error" (the device failed at it); "not_attempted" (it came after that one, or the channel was reset).
+After a failure all are returned at once, and reset() makes the channel work again.)")
       .def("reset", in_turn(&PyChannel::reset),
-           "Stops the channel and makes it work again, once poll() has handed out what was outstanding. Raises "
-           "DmaError.")
+           "Stop the channel and restart it. It takes operations again once poll() has returned what was outstanding.\n"
+           "Raises DmaError when that fails.")
       .def("stats", in_turn(&PyChannel::stats),
-           "Descriptors submitted and completed, bytes, errors and resets, as a dict.")
+           "Counters as a dict: descriptors submitted and completed, bytes, errors, resets.")
       .def_property_readonly("outstanding", in_turn(&PyChannel::outstanding),
-                             "Copies and fills whose status was not taken yet.")
-      .def_property_readonly("failed", in_turn(&PyChannel::failed), "The device halted, or is gone.")
-      .def_property_readonly("why", in_turn(&PyChannel::why), "What failed, in a sentence; \"\": nothing.");
+                             "Copies and fills whose status poll() has not returned yet.")
+      .def_property_readonly("failed", in_turn(&PyChannel::failed),
+                             "Whether the channel has halted or the device is gone.")
+      .def_property_readonly("why", in_turn(&PyChannel::why), "What failed, in a sentence; \"\" when nothing did.");
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ std::string described(PyObject* object) {
   if (!PyMemoryView_Check(object)) return format("a %s", name);
   if (PyObject_GetBuffer(object, &buffer, PyBUF_FULL_RO) != 0) {
     PyErr_Clear();
-    return "a memoryview that was released";
+    return "a released memoryview";
   }
   const std::string text = format("a memoryview of format '%s' and %d dimensions%s", buffer.format, buffer.ndim,
                                   PyBuffer_IsContiguous(&buffer, 'C') ? "" : ", not contiguous");
@@ -92,16 +92,16 @@ void check_sequence(PyObject* packets) {
     const auto array = py::reinterpret_borrow<py::array>(packets);
     if (array.ndim() == 2 && has_bytes(array)) return;
     if (array.ndim() == 1 && has_bytes(array))
-      throw py::type_error("a 1-D array is one packet, not a sequence of them: give [packet]");
+      throw py::type_error("a 1-D array is one packet, not a sequence of packets: give [packet]");
   } else if (PyObject_CheckBuffer(packets) && !PyObject_TypeCheck(packets, types.ndarray)) {
-    throw py::type_error(described(packets) + " is at most one packet, not a sequence of them: give [packet]");
+    throw py::type_error(described(packets) + " is at most one packet, not a sequence of packets: give [packet]");
   } else if (PySequence_Check(packets) && !PyUnicode_Check(packets) && !PyObject_HasAttrString(packets, "keys") &&
              !PyObject_HasAttrString(packets, "__array__")) {
     return;
   }
   throw py::type_error(
-      format("packets are a Burst, or a list, tuple or other sequence of packets, or a 2-D array of "
-             "uint8 or int8, not %s; %s",
+      format("packets must be a Burst, a list, tuple or other sequence of packets, or a 2-D array of uint8 or int8, "
+             "not %s; %s",
              described(packets).c_str(), what_packets_are));
 }
 
@@ -121,7 +121,7 @@ class Buffers {
       if (!open_packet(packet, &buffer)) {
         release();
         throw py::type_error(
-            format("packet %zd is %s; %s. Nothing was sent. Convert it, for example by bytes(), "
+            format("packet %zd is %s; %s. Nothing was sent. Convert it, for example with bytes(), "
                    ".astype(numpy.uint8) or numpy.ascontiguousarray()",
                    i, described(packet).c_str(), what_packets_are));
       }
@@ -155,8 +155,8 @@ void no_packet_memory(size_t wanted) {
   const auto& arena = *port::common_arena();
   PyErr_SetString(
       PyExc_MemoryError,
-      format("%zu bytes for packets: bursts without a port share %zu bytes, of which %zu are in use; let go of "
-             "bursts and of views of them, or hold packets by detach(), which has memory of its own",
+      format("no memory for %zu bytes of packets: bursts without a port share %zu bytes, of which %zu are in use; drop "
+             "bursts and views of them, or keep packets with detach(), which has memory of its own",
              wanted, arena.size(), arena.bytes_in_use())
           .c_str());
   throw py::error_already_set();
@@ -170,7 +170,7 @@ virtio::Burst gather_packets(PyObject* packets, uint32_t limit, std::unique_ptr<
   uint32_t longest = 0;
   for (uint32_t i = 0; i < count; ++i) {
     const auto len = static_cast<uint64_t>(buffers.get()[i].len);
-    if (len > INT32_MAX) throw py::value_error(format("packet %u has more than 2^31 bytes", i));
+    if (len > INT32_MAX) throw py::value_error(format("packet %u has more than 2^31 - 1 bytes", i));
     // One too long for any queue is dropped and counted when sent; its bytes are not needed for that.
     longest = std::max(longest, static_cast<uint32_t>(spill ? std::min<uint64_t>(len, virtio::max_packet + 1) : len));
   }

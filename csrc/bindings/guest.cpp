@@ -33,7 +33,7 @@ guest::GuestConfig config_from(Path path, Whole<uint32_t> queues, bool server, W
 
 uint32_t checked_queue(const Guest& guest, long long queue) {
   if (queue < 0 || queue >= static_cast<long long>(guest.queues()))
-    throw py::index_error(format("queue %lld, but the guest has %u", queue, guest.queues()));
+    throw py::index_error(format("queue %lld is out of range: the guest has %u", queue, guest.queues()));
   return static_cast<uint32_t>(queue);
 }
 
@@ -155,16 +155,17 @@ py::list rings(const Guest& guest) {
 }
 
 constexpr const char* guest_doc =
-    R"(A virtual machine's network card without the machine: a vhost-user front end with rings in a memfd.
+    R"(A network device without the virtual machine: a vhost-user front end with rings in a memfd.
 
-A peer for tests, demos and users without a VM; it knows nothing of EthVhost. queues: pairs, 1 to 128. server: listen
-on `path` (from here on) instead of connecting to it. ring_size: power of two, 2 to 32768. features: mask of the
-virtio feature bits to acknowledge if offered; None: all but the control queue. rx_buf: bytes of a receive buffer,
-virtio header included. mtu: told to the back end if it wants to know. segment: when not 0, the virtio header gets a
-descriptor of its own and packets are cut into pieces of so many bytes.
+It is a peer for tests, demos and users without a VM, and is independent of EthVhost.
 
-No method but connect() and disconnect() waits. One thread at a time; while connected, each queue and direction may
-have one of its own. Raises ConfigError; OSError when the socket cannot be made.)";
+queues: pairs, 1 to 128. server: listen on `path` (from now on) instead of connecting to it. ring_size: a power of two,
+2 to 32768. features: mask of the virtio feature bits to acknowledge if offered; None means all but the control queue.
+rx_buf: bytes of a receive buffer, 64 to 1048576, virtio header included. mtu: told to the back end if it asks for it.
+segment: if not 0, the virtio header gets a descriptor of its own, and packets are split into pieces of this many bytes.
+
+Only connect() and disconnect() wait. One thread at a time; while connected, each queue and direction may have a thread
+of its own. Raises ConfigError, or OSError when the socket cannot be created.)";
 
 }  // namespace
 
@@ -180,56 +181,61 @@ void register_guest(py::module_& parent) {
            py::arg("path"), py::kw_only(), py::arg("queues") = 1, py::arg("server") = false, py::arg("ring_size") = 256,
            py::arg("features") = py::none(), py::arg("rx_buf") = 2048, py::arg("mtu") = 1500, py::arg("segment") = 0)
       .def("connect", &connect, py::arg("timeout") = py::none(),
-           R"(Find a back end, agree on features and start all rings, in new memory.
+           R"(Find a back end, negotiate features and start all rings, in new memory.
 
-May be called again after disconnect(), close(), or when the back end has left. timeout: seconds for each step; None
-waits for ever. Releases the GIL and honours Ctrl-C. Raises Disconnected (nobody there in time), ProtocolError (the
-back end refused), ConfigError (more queues than it has), VhostIoatError (connected).)")
+May be called again after disconnect() or close(), or when the back end has left. timeout: seconds for each step; None
+waits for ever. Releases the GIL and honours Ctrl-C. Raises Disconnected (no back end in time), ProtocolError (the back
+end refused a request), ConfigError (the back end has fewer queues) or VhostIoatError (already connected).)")
       .def("disconnect", &disconnect,
-           R"(Stop each ring (GET_VRING_BASE), so that the next connect() goes on at its index, and leave.
+           R"(Stop each ring (GET_VRING_BASE), so that the next connect() continues at its index, and disconnect.
 
-Raises Disconnected or ProtocolError when the back end does not answer well; it is left in any case.)")
-      .def("close", &close, "Leave without a word, as a killed virtual machine does; stop listening. Idempotent.")
+Releases the GIL. Raises Disconnected or ProtocolError when the back end does not answer properly; the connection is
+closed in any case.)")
+      .def("close", &close,
+           "Disconnect without any message, as a killed virtual machine does, and stop listening. Idempotent.")
       .def("send", &send, py::arg("q"), py::arg("pkts"), py::arg("net_hdr") = py::none(),
-           R"(Send packets on queue `q`, given as for EthVhost.tx_burst(); returns how many, from the front.
+           R"(Send packets on queue `q`; returns how many were taken, from the front.
 
-net_hdr: array (n,) with the fields of Burst.net_hdr, in any order; None takes that of the Burst, or all zero. Packets
-are copied. Raises IndexError, TypeError (before anything is sent), ValueError (above 65553 bytes), Disconnected when nothing was sent and the back end has
-left, ProtocolError when it broke the ring.)")
+pkts: as for EthVhost.tx_burst(). net_hdr: array (n,) with the fields of Burst.net_hdr, in any order; None uses the
+Burst's headers, or zeros. Packets are copied. Raises IndexError (no such queue), TypeError (before anything is sent),
+ValueError (a packet above 65553 bytes), Disconnected (nothing was sent and the back end has left) or ProtocolError (the
+back end broke the ring).)")
       .def("recv", &recv, py::arg("q"), py::arg("n") = 32,
-           "At most `n` packets of queue `q`, copied, without headers. Raises as recv_burst().")
+           "Receive up to `n` packets of queue `q` as bytes, without headers. Raises the same errors as recv_burst().")
       .def("recv_burst", &recv_burst, py::arg("q"), py::arg("n") = 32,
-           R"(At most `n` packets of queue `q` as a Burst of its own memory; empty when there is nothing.
+           R"(Receive up to `n` packets of queue `q` as a Burst with its own memory; empty when there are none.
 
-Raises IndexError, ValueError (n < 1), Disconnected when there is nothing and the back end has left, ProtocolError
-when it broke the ring.)")
+Raises IndexError (no such queue), ValueError (n < 1), Disconnected (no packets and the back end has left) or
+ProtocolError (the back end broke the ring).)")
       .def(
           "rx_fileno", [](Guest& self, Clamped q) { return in_turn(&Guest::receive_fd)(self, checked_queue(self, q)); },
-          py::arg("q"), "The call eventfd of queue `q`, of this connection; stays the guest's.")
+          py::arg("q"), "The call eventfd of queue `q` in this connection; it belongs to the guest.")
       .def(
           "rx_intr_enable",
           [](Guest& self, Clamped q) { return in_turn(&Guest::enable_interrupt)(self, checked_queue(self, q)); },
           py::arg("q"),
-          "Clear rx_fileno(), ask the back end to signal it, and look again: True when packets already wait.")
+          "Clear rx_fileno(), ask the back end to signal it, and check again: True means packets wait already.")
       .def(
           "rx_intr_disable",
           [](Guest& self, Clamped q) { in_turn (&Guest::disable_interrupt)(self, checked_queue(self, q)); },
-          py::arg("q"), "Ask the back end not to signal rx_fileno(); the state after connect().")
+          py::arg("q"), "Ask the back end not to signal rx_fileno(), which is the state after connect().")
       .def("rings", &rings,
-           R"(State of each ring as a dict, in the order receive, send, receive, ...: size, free_descriptors,
-in_flight, avail_index, used_index, packets, bytes, kicks, and broken (the back end signalled the err eventfd).)")
-      .def_property_readonly("connected", in_turn(&Guest::connected), "Whether the back end is there.")
+           R"(The state of each ring as a dict, in the order receive, send, receive, ...
+
+The keys are size, free_descriptors, in_flight, avail_index, used_index, packets, bytes, kicks, and broken (whether the
+back end has signalled the err eventfd).)")
+      .def_property_readonly("connected", in_turn(&Guest::connected), "Whether a back end is connected.")
       .def_property_readonly(
           "features", [](Guest& self) { return in_turn(&Guest::features)(self).mask(); },
-          "The agreed virtio feature bits.")
-      .def_property_readonly("queues", &Guest::queues, "Queue pairs.")
+          "The negotiated virtio feature bits, as a mask.")
+      .def_property_readonly("queues", &Guest::queues, "The number of queue pairs.")
       .def_property_readonly("memory", &memory_view,
-                             "Guest memory of this connection: writable uint8 array, zero copy, keeps the mapping "
-                             "alive. A child of fork()\n"
-                             "shares it with the parent and the back end, so its writes reach them.")
+                             "Guest memory of this connection: a writable uint8 array, zero copy, which keeps the\n"
+                             "mapping alive. A child of fork() shares it with the parent and the back end, so its\n"
+                             "writes reach them.")
       .def_property_readonly(
           "memory_fd", [](Guest& self) { return in_turn(&Guest::memory)(self)->fd(); },
-          "The memfd that guest memory lies in; stays the guest's.")
+          "The memfd that holds guest memory; it belongs to the guest.")
       .def("__enter__",
            [](const py::object& self) {
              self.cast<Guest&>();

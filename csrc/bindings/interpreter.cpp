@@ -83,9 +83,10 @@ std::vector<const type_info*> plain_values;
 void refuse_empty_instance() {
   if (in_child)
     throw Error(
-        "this object belongs to the parent process, as it was made before fork(), or was not initialised; make one of "
-        "your own in this process");
-  throw Error("this object was not initialised: call super().__init__() first, and make objects by calling the class");
+        "this object was made before fork() and belongs to the parent process, or it was not initialised; make a new "
+        "one in this process");
+  throw Error(
+      "this object was not initialised: create objects by calling the class, and call super().__init__() first");
 }
 
 void keep_over_fork(py::handle type) {

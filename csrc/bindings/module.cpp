@@ -10,7 +10,7 @@ bool in_main_interpreter() {
   if (PyInterpreterState_Get() == PyInterpreterState_Main()) return true;
   PyErr_SetString(
       PyExc_ImportError,
-      "vhost_ioat works in the main interpreter only, and this is a sub-interpreter; use threads or processes");
+      "vhost_ioat works in the main interpreter only, and this is a sub-interpreter; use threads or processes instead");
   return false;
 }
 
@@ -19,7 +19,7 @@ bool in_main_interpreter() {
 // Without a GIL, ports and models lock themselves as they do against their own threads, and a Burst is one thread's.
 PYBIND11_MODULE(_core_unchecked, m, py::mod_gil_not_used()) {
   if (!in_main_interpreter()) throw py::error_already_set();
-  m.doc() = "The native part of vhost_ioat; use the package, not this.";
+  m.doc() = "The native part of vhost_ioat; use the package instead.";
   m.attr("__version__") = VHOST_IOAT_VERSION;
   register_errors(m);
   register_burst(m);

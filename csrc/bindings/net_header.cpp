@@ -51,15 +51,16 @@ py::array headers_by_name(py::handle given) {
   // A masked array would give what lies under its mask.
   if (!py::isinstance<py::array>(given) || py::hasattr(given, "mask"))
     throw py::type_error(
-        format("net_hdr is an array of the dtype of Burst.net_hdr, not a %s", Py_TYPE(given.ptr())->tp_name));
+        format("net_hdr must be an array with the dtype of Burst.net_hdr, not a %s", Py_TYPE(given.ptr())->tp_name));
   const auto array = py::reinterpret_borrow<py::array>(given);
   if (!fits(array.dtype()))
     throw py::type_error(
-        format("net_hdr of dtype %s: its fields are flags and gso_type of uint8, and hdr_len, gso_size, "
+        format("net_hdr of dtype %s: the fields must be flags and gso_type of uint8, and hdr_len, gso_size, "
                "csum_start and csum_offset of at most uint16, in any order",
                std::string(py::str(array.dtype())).c_str()));
   if (array.ndim() != 1)
-    throw py::value_error(format("net_hdr has %zd dimensions, but an entry for each packet is one", array.ndim()));
+    throw py::value_error(
+        format("net_hdr has %zd dimensions, but must have one: an entry for each packet", array.ndim()));
   py::array headers(header_dtype(), std::vector<py::ssize_t>{array.size()});
   for (const Field& field : fields) headers[py::str(field.name)] = array[py::str(field.name)];
   return headers;

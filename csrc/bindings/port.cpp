@@ -29,7 +29,7 @@ EthVhost& unwrap(PyObject* self) {
 
 uint32_t checked_queue(const EthVhost& port, long long queue) {
   if (queue < 0 || queue >= static_cast<long long>(port.queues()))
-    throw py::index_error(format("queue %lld, but the port has %u", queue, port.queues()));
+    throw py::index_error(format("queue %lld is out of range: the port has %u", queue, port.queues()));
   return static_cast<uint32_t>(queue);
 }
 
@@ -39,7 +39,7 @@ struct BurstArguments {
   PyObject* second = nullptr;
 
   BurstArguments(PyObject* const* args, Py_ssize_t n, PyObject* names, const char* method, const char* second_name) {
-    if (n > 2) throw py::type_error(format("%s() takes 2 arguments, got %zd", method, n));
+    if (n > 2) throw py::type_error(format("%s() takes at most 2 arguments, got %zd", method, n));
     if (n > 0) queue = args[0];
     if (n > 1) second = args[1];
     for (Py_ssize_t i = 0; names && i < PyTuple_GET_SIZE(names); ++i) {
@@ -87,28 +87,29 @@ PyObject* tx_burst(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject
 PyMethodDef burst_methods[] = {
     {"rx_burst", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rx_burst)), METH_FASTCALL | METH_KEYWORDS,
      "rx_burst($self, queue_id, nb_pkts=32)\n--\n\n"
-     "Take up to `nb_pkts` packets that the guest has sent on queue `queue_id`.\n\n"
-     "Never waits and may return fewer; an empty, falsy Burst when there is nothing, the link is down, or the packet\n"
-     "memory is exhausted (rx_nombuf counts). The Burst owns its memory: all of it, up to 1 MiB, while it, a slice of\n"
-     "it, a packet or an array of it lives. What is kept for long: detach() it, which copies.\n\n"
-     "Where bursts that are held have cut up the packet memory (`mempool`), bursts get shorter; a packet that comes\n"
-     "first and does not fit into the largest free piece (info().mempools) is dropped and counted (rx_nombuf and\n"
-     "rx_qN_nombuf_dropped), so that those after it pass. While nothing is free at all, packets wait in the guest.\n"
-     "Both are told in an event, once each time they begin.\n\n"
-     "Raises IndexError: no such queue. ValueError: nb_pkts < 1. VhostIoatError: another thread is inside this queue,\n"
-     "or the port is closed. One caller per queue; holds the GIL. (vring dequeue: VIRTIO 1.2, 2.7.14)"},
+     "Receive up to `nb_pkts` packets that the guest has sent on queue `queue_id`.\n\n"
+     "Never waits, and may return fewer. Returns an empty, falsy Burst when there are no packets, the link is down,\n"
+     "or the packet memory is exhausted (counted by rx_nombuf). The Burst owns its memory, up to 1 MiB, all of\n"
+     "which lives as long as the Burst, a slice, a packet or an array of it. Use detach() to copy packets that are\n"
+     "kept for long.\n\n"
+     "When bursts that are held have cut up the packet memory (`mempool`), bursts get shorter. If the first packet\n"
+     "does not fit into the largest free piece (info().mempools), it is dropped and counted (rx_nombuf and\n"
+     "rx_qN_nombuf_dropped), so that those after it pass. While no memory is free at all, packets wait in the\n"
+     "guest. An event reports each of the two, once each time it begins.\n\n"
+     "Raises IndexError (no such queue), ValueError (nb_pkts < 1), or VhostIoatError (another thread is inside this\n"
+     "queue, or the port is closed). One caller per queue; holds the GIL. (rte_eth_rx_burst; VIRTIO 1.2, 2.7.14)"},
     {"tx_burst", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(tx_burst)), METH_FASTCALL | METH_KEYWORDS,
      "tx_burst($self, queue_id, pkts)\n--\n\n"
-     "Send packets, a Burst or a sequence of packets, to the guest; returns how many were taken, from the front. The\n"
-     "rest found no buffers and stays yours: send pkts[n:] again.\n\n"
-     "A packet is bytes, bytearray, a memoryview of bytes, or a 1-D array of uint8 or int8 in C order; the sequence "
-     "may\n"
-     "be a 2-D array of such rows.\n"
-     "Never waits. A packet that the queue can never take is taken, dropped and counted. A Burst is not consumed: it\n"
-     "may go to several ports. Writing to it before tx_pending() is 0 sends either content.\n\n"
-     "Raises IndexError: no such queue. TypeError: an item is no packet. ValueError: a length above the stride;\n"
-     "then nothing was sent. VhostIoatError: another thread is inside this queue, or the port is closed.\n"
-     "One caller per queue; holds the GIL but for bursts above 256 KiB. (vring enqueue: VIRTIO 1.2, 2.7.14)"},
+     "Send packets, a Burst or a sequence of packets, to the guest; returns how many were taken, from the front.\n\n"
+     "The others found no buffers; send pkts[n:] again. A packet is bytes, bytearray, a memoryview of bytes, or a\n"
+     "1-D array of uint8 or int8 in C order; the sequence may be a 2-D array of such rows.\n\n"
+     "Never waits. A packet that the queue can never take is counted as taken, dropped, and counted in oerrors. A\n"
+     "Burst is not consumed and may be sent to several ports. If it is written to before tx_pending() is 0, either\n"
+     "content is sent.\n\n"
+     "Raises IndexError (no such queue), TypeError (an item is not a packet) or ValueError (a length is above the\n"
+     "stride), in which cases nothing was sent; or VhostIoatError (another thread is inside this queue, or the port\n"
+     "is closed). One caller per queue; holds the GIL except for bursts above 256 KiB. (rte_eth_tx_burst; VIRTIO\n"
+     "1.2, 2.7.14)"},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -266,31 +267,36 @@ void register_port(py::module_& m) {
           "tx_done_cleanup",
           [](EthVhost& self, Clamped queue_id) { return self.tx_done_cleanup(checked_queue(self, queue_id)); },
           py::arg("queue_id"),
-          "Publish what the engine has finished; returns the packets reaped by this call. One caller per queue.")
+          "Publish what the engine has finished; returns the number of packets reaped by this call. One caller per\n"
+          "queue. (rte_eth_tx_done_cleanup)")
       .def(
           "tx_pending", [](EthVhost& self, Clamped queue_id) { return self.tx_pending(checked_queue(self, queue_id)); },
-          py::arg("queue_id"), "Packets taken by tx_burst and not shown to the guest yet. Any thread.")
+          py::arg("queue_id"),
+          "The number of packets taken by tx_burst and not yet shown to the guest. Any thread may call this.")
       .def("tx_drain", &tx_drain, py::arg("queue_id"), py::arg("timeout") = py::none(),
-           "Wait until nothing is pending on the queue: True, or False after `timeout` seconds. Releases the GIL.")
+           "Wait until nothing is pending on the queue. Returns True, or False after `timeout` seconds; None waits\n"
+           "for ever. Releases the GIL and honours Ctrl-C.")
       .def("wait_link", &wait_link, py::arg("up") = true, py::arg("timeout") = py::none())
       .def(
           "fileno", [](EthVhost& self) { return self.reports().fileno(); },
-          "An fd that is readable while events() has something.")
+          "An fd that is readable while events() has something to return; it belongs to the port.")
       .def(
           "rx_fileno", [](EthVhost& self, Clamped q) { return self.rx_fileno(checked_queue(self, q)); },
           py::arg("queue_id"),
-          R"(A pollable fd that becomes readable when the guest kicks rx queue `queue_id` after rx_intr_enable(); it
-stays the same over reconnects and belongs to the port.)")
+          R"(An fd that becomes readable when the guest kicks rx queue `queue_id` after rx_intr_enable().
+
+It stays the same across reconnects and belongs to the port.)")
       .def(
           "rx_intr_enable", [](EthVhost& self, Clamped q) { return self.rx_intr_enable(checked_queue(self, q)); },
           py::arg("queue_id"),
-          R"(Ask the guest to kick when it sends, and look once more: True means packets wait already, so receive them
-instead of waiting for the fd. (VIRTIO 1.2, 2.7.10))")
+          R"(Ask the guest to kick when it sends, and check once more: True means that packets wait already.
+
+In that case receive them instead of waiting for the fd. (rte_eth_dev_rx_intr_enable; VIRTIO 1.2, 2.7.10))")
       .def(
           "rx_intr_disable", [](EthVhost& self, Clamped q) { self.rx_intr_disable(checked_queue(self, q)); },
-          py::arg("queue_id"), "Ask the guest not to kick any more.")
-      .def("stats_reset", &EthVhost::stats_reset, "Start the counters of stats() at 0 again.")
-      .def("xstats_reset", &EthVhost::xstats_reset, "Start the counters of xstats() at 0 again; gauges stay.")
+          py::arg("queue_id"), "Ask the guest not to kick when it sends. (rte_eth_dev_rx_intr_disable)")
+      .def("stats_reset", &EthVhost::stats_reset, "Reset the counters of stats() to 0.")
+      .def("xstats_reset", &EthVhost::xstats_reset, "Reset the counters of xstats() to 0; gauges keep their values.")
       .def(
           "xstats",
           [](const EthVhost& self) {
@@ -298,12 +304,13 @@ instead of waiting for the fd. (VIRTIO 1.2, 2.7.10))")
             for (const auto& [name, value] : self.xstats()) d[py::str(name)] = value;
             return d;
           },
-          "Extended statistics by name, as net_vhost names them, and those of the DMA engine.")
+          "Extended statistics by name: those of net_vhost under its names, drop reasons, and those of the DMA engine.")
       .def(
           "engine_model", [](EthVhost& self, Clamped q) { return self.engine_model(checked_queue(self, q)); },
           py::arg("queue_id"),
-          R"(The IoatModel behind the software engine of tx queue `queue_id`, to inject faults or to step it (sw_mode=
-"stepped"); None when the queue has a hardware engine or none.)")
+          R"(The device of the software engine of tx queue `queue_id`, to inject faults or to step it.
+
+Stepping needs sw_mode="stepped". None when the queue has a hardware engine or no engine.)")
       .def("_stats", &stats_dict, py::kw_only(), py::arg("raw") = false)
       .def("_link", [](const EthVhost& self) { return py::make_tuple(self.link_up(), 10000, true); })
       .def("_info", &info_dict)

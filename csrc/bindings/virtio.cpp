@@ -30,7 +30,9 @@ class GuestMemory : public std::enable_shared_from_this<GuestMemory> {
   explicit GuestMemory(const Extents& extents) {
     std::vector<memory::Region> regions;
     for (const auto& [gpa, size] : extents) {
-      if (size == 0) throw ConfigError(format("region at 0x%llx is empty", static_cast<unsigned long long>(gpa)));
+      if (size == 0)
+        throw ConfigError(
+            format("region at 0x%llx is empty; its size must be at least 1", static_cast<unsigned long long>(gpa)));
       auto mapping = memory::GuestMapping::anonymous(size);
       regions.push_back({gpa, size, gpa, mapping->data(), mapping});
     }
@@ -49,7 +51,7 @@ class GuestMemory : public std::enable_shared_from_this<GuestMemory> {
     const memory::Region* hint = nullptr;
     uint8_t* host = n != 0 ? table()->translate(gpa, n, hint) : nullptr;
     if (!host)
-      throw GuestError(format("%s: %llu bytes at guest address 0x%llx do not lie in one region", what,
+      throw GuestError(format("%s: %llu bytes at guest address 0x%llx are not within one region", what,
                               static_cast<unsigned long long>(n), static_cast<unsigned long long>(gpa)));
     return host;
   }
@@ -82,9 +84,10 @@ class GuestMemory : public std::enable_shared_from_this<GuestMemory> {
 virtio::RingAddresses ring_at(const GuestMemory& memory, uint32_t size, uint64_t desc, uint64_t avail, uint64_t used,
                               virtio::FeatureSet features) {
   if (size == 0 || size > virtio::max_ring_size || (size & (size - 1)) != 0)
-    throw ConfigError(format("size=%u: a ring has a power of two entries, 1 to 32768 (VIRTIO 1.2, 2.7)", size));
+    throw ConfigError(
+        format("size=%u: the size of a ring must be a power of two from 1 to 32768 (VIRTIO 1.2, 2.7)", size));
   if (desc % virtio::desc_align || avail % virtio::avail_align || used % virtio::used_align)
-    throw ConfigError("ring addresses are aligned to 16 (desc), 2 (avail) and 4 (used) bytes (VIRTIO 1.2, 2.7)");
+    throw ConfigError("ring addresses must be aligned to 16 (desc), 2 (avail) and 4 (used) bytes (VIRTIO 1.2, 2.7)");
   const bool event_idx = features.has(virtio::Feature::EVENT_IDX);
   virtio::RingAddresses at;
   at.desc = reinterpret_cast<virtio::Descriptor*>(memory.at(desc, virtio::desc_bytes(size), "descriptor table"));
@@ -131,7 +134,8 @@ class DeviceRing {
   }
   void push_used(uint16_t head, uint32_t n) {
     check();
-    if (head >= ring_.size()) throw ConfigError(format("head %u, but the ring has %u entries", head, ring_.size()));
+    if (head >= ring_.size())
+      throw ConfigError(format("head %u is out of range: the ring has %u entries", head, ring_.size()));
     ring_.push_used(head, n);
   }
   uint32_t publish() {
@@ -170,7 +174,7 @@ class PyDriverRing {
       return out;
     };
     const auto r = segments(readable), w = segments(writable);
-    if (r.empty() && w.empty()) throw ConfigError("a chain has at least one buffer");
+    if (r.empty() && w.empty()) throw ConfigError("a chain must have at least one buffer");
     return indirect ? ring_.add_indirect(r, w) : ring_.add(r, w);
   }
   bool publish() { return ring_.publish(); }
@@ -197,11 +201,12 @@ std::unique_ptr<Ring> ring_in(GuestMemory& memory, Whole<uint32_t> size, Whole<u
 void register_virtio(py::module_& parent) {
   py::module_ m = parent.def_submodule("virtio", "The split virtqueue by itself (VIRTIO 1.2, 2.7).");
 
-  py::class_<GuestMemory, std::shared_ptr<GuestMemory>>(m, "GuestMemory",
-                                                        R"(Guest memory of regions [(gpa, size), ...], zeroed.
+  py::class_<GuestMemory, std::shared_ptr<GuestMemory>>(
+      m, "GuestMemory",
+      R"(Guest memory with the regions [(gpa, size in bytes), ...], zeroed.
 
-Raises ConfigError when regions are empty, overlap or wrap, or are more than 509. The memory lives as long as the
-object, a ring in it, or a view of it.)")
+Raises ConfigError when a region is empty or wraps, when regions overlap, or when there are more than 509. The memory
+lives as long as this object, a ring in it, or a view of it.)")
       .def(py::init<const Extents&>(), py::arg("regions"))
       .def(
           "view",
@@ -211,10 +216,11 @@ object, a ring in it, or a view of it.)")
           py::arg("gpa"), py::arg("n"), py::arg("writable") = false,
           R"(uint8 array (n,) of guest memory at `gpa`, zero copy, read-only unless `writable`.
 
-Raises GuestError when the bytes do not lie in one region. The array keeps the memory alive. A child of fork() has a copy
-of its own behind it.)");
+Raises GuestError when the bytes are not within one region. The array keeps the memory alive. In a child of fork() it is
+a private copy.)");
 
-  py::class_<Chain> chain(m, "Chain", "A descriptor chain the driver made available: guest addresses and lengths.");
+  py::class_<Chain> chain(
+      m, "Chain", "A descriptor chain that the driver made available: lists of (guest-physical address, bytes).");
   keep_over_fork(chain);
   chain.def_readonly("head", &Chain::head)
       .def_readonly("readable", &Chain::readable)
@@ -226,41 +232,43 @@ of its own behind it.)");
   py::class_<DeviceRing>(m, "SplitRing",
                          R"(Device side of a split virtqueue in `mem`; ring addresses are guest-physical.
 
-size is a power of two, 1 to 32768; features is a mask of virtio feature bits (INDIRECT_DESC and EVENT_IDX matter);
-the used index goes on from what the ring holds. One thread at a time. Raises ConfigError, or GuestError when the ring
-does not lie in guest memory.)")
+size must be a power of two, 1 to 32768. features is a mask of virtio feature bits (INDIRECT_DESC and EVENT_IDX matter).
+last_avail is the avail index to start at; the used index continues from what the ring holds. One thread at a time.
+Raises ConfigError, or GuestError when the ring is not within guest memory.)")
       .def(py::init(&ring_in<DeviceRing>), py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"),
            py::arg("used"), py::kw_only(), py::arg("features") = 0, py::arg("last_avail") = 0)
       .def("pop", in_turn(&DeviceRing::pop),
-           R"(Take the next available chain, or None.
+           R"(Take the next available chain, or return None.
 
-Every rule of VIRTIO 1.2, 2.7 is checked: GuestError when one is broken, and from then on, as `broken` says.)")
+Every rule of VIRTIO 1.2, 2.7 is checked. Raises GuestError when one is broken, and from then on at every call; `broken`
+says which.)")
       .def("push_used", in_turn(&DeviceRing::push_used), py::arg("head"), py::arg("n"),
-           "Write a used element: chain `head`, `n` bytes written. publish() shows it. (2.7.8)")
+           "Write a used element for chain `head` with `n` bytes written; publish() shows it to the driver. (2.7.8)")
       .def("publish", in_turn(&DeviceRing::publish),
-           "Show the driver what was pushed; returns how many elements. A release store.")
+           "Show the driver the pushed elements with a release store; returns how many there were.")
       .def("should_notify", in_turn(&DeviceRing::should_notify),
-           "Whether the driver wants to be told of what was published since the last question. (2.7.7.2)")
+           "Whether the driver wants to be notified of what was published since the last call. (2.7.7.2)")
       .def_property_readonly("broken", in_turn(&DeviceRing::broken),
                              "Why the ring is broken, in a sentence; None when it is not.");
 
   py::class_<PyDriverRing>(m, "DriverRing",
                            R"(Driver side of a split virtqueue in `mem`; ring addresses are guest-physical.
 
-`start` is where both indices begin. Indirect tables live in a region of their own that is added to `mem`. One thread
-at a time. Raises as SplitRing does.)")
+Both indices begin at `start`. Indirect tables are in a region of their own, which is added to `mem`. One thread at a
+time. Raises the same errors as SplitRing.)")
       .def(py::init(&ring_in<PyDriverRing>), py::arg("mem"), py::arg("size"), py::arg("desc"), py::arg("avail"),
            py::arg("used"), py::kw_only(), py::arg("features") = 0, py::arg("start") = 0)
       .def("add", in_turn(&PyDriverRing::add), py::arg("readable"), py::arg("writable"), py::kw_only(),
            py::arg("indirect") = false,
-           R"(Put a chain of [(gpa, len), ...] into the ring; its head, or None when there is no room. publish() shows
-it.)")
-      .def("publish", in_turn(&PyDriverRing::publish),
-           "Show the device what was added; True when it wants a kick. (2.7.13)")
-      .def("take_used", in_turn(&PyDriverRing::take_used),
-           R"(Take back the next chain the device is done with: (head, bytes written), or None.
+           R"(Put a chain of buffers [(gpa, bytes), ...] into the ring; returns its head, or None when there is no room.
 
-Raises GuestError when the device has returned what it was not given.)");
+publish() shows it to the device. Raises ConfigError when there is no buffer.)")
+      .def("publish", in_turn(&PyDriverRing::publish),
+           "Show the device the added chains; returns True when it wants a kick. (2.7.13)")
+      .def("take_used", in_turn(&PyDriverRing::take_used),
+           R"(Take back the next used chain: (head, bytes written), or None.
+
+Raises GuestError when the device has returned a chain that it did not have.)");
 }
 
 }  // namespace vhost_ioat::bindings

@@ -30,7 +30,7 @@ constexpr uint16_t run_control = spec::chanctrl::error_completion | spec::chanct
 
 uint32_t checked_ring_mask(uint32_t ring_size) {
   if (!std::has_single_bit(ring_size) || ring_size < IoatChannel::min_ring || ring_size > IoatChannel::max_ring) {
-    throw ConfigError(format("ring_size %u: an I/OAT ring is a power of two from %u to %u", ring_size,
+    throw ConfigError(format("ring_size %u: the size of an I/OAT ring must be a power of two from %u to %u", ring_size,
                              IoatChannel::min_ring, IoatChannel::max_ring));
   }
   return ring_size - 1;
@@ -62,7 +62,7 @@ IoatChannel::IoatChannel(Mmio& mmio, const DmaMemory& memory, const ChannelOptio
       !address_fits(memory.iova, memory.size)) {
     throw DmaError(format(
         "ring memory at IOVA 0x%llx, %zu bytes: it must be 64-byte aligned, not at 0, below 2^%u, "
-        "and hold %zu bytes",
+        "and at least %zu bytes long",
         static_cast<unsigned long long>(memory.iova), memory.size, unsigned{address_bits()}, memory_size(ring_size())));
   }
   const std::function<void()> sleep = [] { std::this_thread::sleep_for(pause_time); };
@@ -77,7 +77,8 @@ void IoatChannel::probe() {
   }
   if (mmio_.read8(spec::CHANCNT) == 0) throw DmaError("the device has no channel (CHANCNT is 0)");
   const unsigned log2_cap = mmio_.read8(spec::XFERCAP) & 0x1f;
-  if (log2_cap < 12) throw DmaError(format("XFERCAP %u: copies of at least 2^12 bytes are needed", log2_cap));
+  if (log2_cap < 12)
+    throw DmaError(format("XFERCAP %u: the device must be able to copy at least 2^12 bytes", log2_cap));
   max_copy_ = uint32_t{1} << log2_cap;
   capability_ = mmio_.read32(spec::DMACAPABILITY);
 }
@@ -110,8 +111,8 @@ void IoatChannel::prove(const std::function<void()>& pause) {
     }
     if (looks >= stop_looks && Clock::now() - start > prove_time) {
       throw DmaError(
-          format("the channel did not complete its first descriptor (CHANSTS 0x%llx): it does not reach our "
-                 "memory, check bus mastering and the IOMMU",
+          format("the channel did not complete its first descriptor (CHANSTS 0x%llx): it cannot reach our memory; "
+                 "check bus mastering and the IOMMU",
                  static_cast<unsigned long long>(status)));
     }
     pause();

@@ -75,7 +75,7 @@ void IoatEngine::map(void* host, size_t size) {
   const bool overlaps = (place != mappings_.end() && place->host - mapping.host < size) ||
                         (place != mappings_.begin() && mapping.host - place[-1].host < place[-1].size);
   if (size == 0 || overlaps) {
-    throw DmaError(format("%s: %zu bytes at %p are empty or overlap memory that is mapped already",
+    throw DmaError(format("%s: %zu bytes at %p are empty, or overlap memory that is already mapped",
                           capabilities_.name.c_str(), size, host));
   }
   const auto index = place - mappings_.begin();
@@ -208,8 +208,8 @@ Step IoatEngine::revoke() noexcept {
 
 std::string IoatEngine::why() const {
   std::string text = capabilities_.name + ": " + channel_->why();
-  if (failed_resets_ > max_resets) text += format("; given up after %u resets in a row", max_resets);
-  if (revoked_) text += "; the device's memory was taken away";
+  if (failed_resets_ > max_resets) text += format("; given up on after %u resets in a row", max_resets);
+  if (revoked_) text += "; its access to memory was revoked";
   return text;
 }
 

@@ -313,11 +313,11 @@ void IoatModel::function_reset() noexcept {
 
 void IoatModel::inject(Fault fault, uint64_t nth, uint64_t value) {
   if ((fault == Fault::latency || fault == Fault::bandwidth) && options_.mode != Mode::threaded) {
-    throw DmaError("latency and bandwidth need a threaded model: the other modes know no time");
+    throw DmaError("latency and bandwidth need mode=\"threaded\": the other modes have no notion of time");
   }
-  if (fault == Fault::error && value > 31) throw DmaError("error: value is the number of a CHANERR bit, 0 to 31");
+  if (fault == Fault::error && value > 31) throw DmaError("error: value must be the number of a CHANERR bit, 0 to 31");
   if (fault == Fault::torn_status && options_.cbver >= 0x33) {
-    throw DmaError("torn_status: 8-byte reads of CHANSTS tear below version 3.3 only");
+    throw DmaError("torn_status: 8-byte reads of CHANSTS tear only below version 3.3");
   }
   const MutexLock lock(mutex_);
   switch (fault) {
@@ -375,7 +375,7 @@ std::shared_ptr<void> IoatModel::take_seat() {
   if (!seat_.expired()) {
     throw DmaError(
         "this device has a driver already (an IoatChannel, a port's engine, or the machine it is served to); it can "
-        "have one at a time");
+        "have only one at a time");
   }
   auto seat = std::make_shared<char>();
   seat_ = seat;

@@ -53,7 +53,7 @@ void IoatModel::run() noexcept {
 }
 
 uint32_t IoatModel::step(uint32_t n) {
-  if (options_.mode != Mode::stepped) throw DmaError("step() drives a model made with mode=\"stepped\"");
+  if (options_.mode != Mode::stepped) throw DmaError("step() needs a model made with mode=\"stepped\"");
   uint32_t done = 0;
   while (done < n && run_one()) ++done;
   return done;

@@ -33,7 +33,7 @@ void IovaMap::map(uint64_t iova, void* host, uint64_t size, Rights rights, std::
   if (size == 0 || iova + (size - 1) < iova) throw DmaError(text("the range is empty or wraps"));
   const auto place = first_after(iova);
   if (place != pieces_.end() && place->iova <= iova + (size - 1))
-    throw DmaError(text("it overlaps another mapping; unmap that first"));
+    throw DmaError(text("it overlaps another mapping; unmap that one first"));
   check_room();
   pieces_.insert(place, Piece{iova, size, static_cast<uint8_t*>(host), rights, std::move(owner)});
 }
@@ -79,7 +79,8 @@ uint64_t IovaMap::unmap_range(uint64_t first, uint64_t last) {
 }
 
 void IovaMap::check_room() const {
-  if (pieces_.size() >= max_pieces) throw DmaError(format("there are %zu mappings already, the most", pieces_.size()));
+  if (pieces_.size() >= max_pieces)
+    throw DmaError(format("there are already %zu mappings, which is the limit", pieces_.size()));
 }
 
 bool IovaMap::holds(uint64_t first, uint64_t last) const {

@@ -48,7 +48,7 @@ std::string bind_commands(const DmaDevice& device) {
                 address, address);
 }
 
-// The first thing in the way, in the order in which they are mended: firmware and kernel, binding, group, permission.
+// The first thing in the way, in the order in which they are fixed: firmware and kernel, binding, group, permission.
 std::string find_missing(const DmaDevice& device, const SystemTree& tree) {
   if (device.iommu_group < 0) {
     return "it has no IOMMU group: turn the IOMMU on in the firmware (VT-d) and boot with intel_iommu=on";
@@ -57,7 +57,7 @@ std::string find_missing(const DmaDevice& device, const SystemTree& tree) {
   std::string name;
   std::getline(std::ifstream(group_name) >> std::ws, name);
   if (name == "vfio-noiommu") {
-    return "VFIO runs in no-IOMMU mode, where a wrong address overwrites any memory: turn the IOMMU on "
+    return "VFIO is in no-IOMMU mode, in which a wrong address can overwrite any memory: turn the IOMMU on "
            "(intel_iommu=on)";
   }
   if (device.driver.find("uio") != std::string::npos) {
@@ -93,7 +93,8 @@ std::string normalise_address(std::string_view address) {
                      all_hex(text.substr(0, 4)) && all_hex(text.substr(5, 2)) && all_hex(text.substr(8, 2)) &&
                      text[11] >= '0' && text[11] <= '7';
   if (!right) {
-    throw ConfigError("\"" + std::string(address) + "\" is not a PCI address: write it as 00:04.0 or 0000:00:04.0");
+    throw ConfigError("\"" + std::string(address) +
+                      "\" is not a PCI address: write one such as 00:04.0 or 0000:00:04.0");
   }
   std::string lower = full;
   std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
@@ -123,8 +124,8 @@ std::string permission_hint(const std::string& node) {
 std::string viability_hint(int iommu_group, const std::vector<std::string>& obstacles) {
   std::string names;
   for (const std::string& name : obstacles) names += (names.empty() ? "" : ", ") + name;
-  return format("IOMMU group %d is not viable, drivers of the kernel hold %s: unbind them or bind them to vfio-pci",
-                iommu_group, names.empty() ? "another device of it" : names.c_str());
+  return format("IOMMU group %d is not viable because kernel drivers hold %s: unbind them or bind them to vfio-pci",
+                iommu_group, names.empty() ? "another device in it" : names.c_str());
 }
 
 std::vector<std::string> group_obstacles(int iommu_group, const SystemTree& tree) {
@@ -151,7 +152,7 @@ DmaDevice inspect(const std::string& address, const SystemTree& tree) {
   const long vendor = read_number(folder / "vendor", 16).value_or(0);
   const long id = read_number(folder / "device", 16).value_or(0);
   if (vendor != kIntel || !is_ioat(static_cast<uint16_t>(id))) {
-    throw DmaError(format("%s: %04lx:%04lx is not an I/OAT channel; `vhost-ioat devices` lists those there are",
+    throw DmaError(format("%s: %04lx:%04lx is not an I/OAT channel; `vhost-ioat devices` lists the I/OAT channels",
                           address.c_str(), vendor, id));
   }
   DmaDevice device;

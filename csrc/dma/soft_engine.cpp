@@ -10,8 +10,8 @@ IoatModel::Mode model_mode(std::string_view name) {
   if (name == "inline") return IoatModel::Mode::inline_;
   if (name == "stepped") return IoatModel::Mode::stepped;
   if (name == "threaded") return IoatModel::Mode::threaded;
-  throw ConfigError(format("mode \"%.*s\": a software I/OAT is inline, stepped or threaded",
-                           static_cast<int>(name.size()), name.data()));
+  throw ConfigError(
+      format("mode \"%.*s\": must be inline, stepped or threaded", static_cast<int>(name.size()), name.data()));
 }
 
 std::function<void()> pause_for(IoatModel& model) {

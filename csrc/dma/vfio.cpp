@@ -72,8 +72,8 @@ std::string memlock_hint(uint64_t size) {
                               ? "unlimited"
                               : format("%llu KiB", static_cast<unsigned long long>(limit.rlim_cur >> 10));
   return format(
-      "cannot pin %llu KiB: the limit of locked memory is %s (the whole guest memory counts, once for each channel); "
-      "raise it: ulimit -l unlimited, or LimitMEMLOCK=infinity in the service",
+      "cannot pin %llu KiB: the limit of locked memory is %s (all guest memory counts, once for each channel); raise "
+      "it with ulimit -l unlimited, or LimitMEMLOCK=infinity in the service",
       static_cast<unsigned long long>(size >> 10), now.c_str());
 }
 
@@ -116,7 +116,7 @@ void VfioDevice::open_container(const SystemTree& tree) {
   container_ = UniqueFd(calls_.open(path.c_str()));
   if (!container_) fail("cannot open " + path, errno);
   if (const int version = calls_.ioctl(container_.get(), VFIO_GET_API_VERSION, nullptr); version != VFIO_API_VERSION) {
-    fail(format("VFIO speaks version %d, this library version %d: use another kernel", version, VFIO_API_VERSION));
+    fail(format("VFIO has API version %d, but version %d is needed: use another kernel", version, VFIO_API_VERSION));
   }
   if (calls_.ioctl(container_.get(), VFIO_CHECK_EXTENSION, number(VFIO_TYPE1v2_IOMMU)) != 1) {
     fail("VFIO has no type 1 IOMMU here; as root: modprobe vfio_iommu_type1");
@@ -127,21 +127,22 @@ void VfioDevice::open_group(const SystemTree& tree, int iommu_group) {
   const std::string path = (tree.dev / "vfio" / std::to_string(iommu_group)).string();
   group_ = UniqueFd(calls_.open(path.c_str()));
   if (!group_ && errno == EBUSY) {
-    fail(path + " is open already, in another program or for another queue: a group has one owner");
+    fail(path + " is open already, in another program or for another queue: a group can have only one owner");
   }
   if (!group_ && (errno == EACCES || errno == EPERM)) fail(permission_hint(path));
   if (!group_) fail("cannot open " + path, errno);
 
   vfio_group_status status{};
   status.argsz = sizeof status;
-  if (calls_.ioctl(group_.get(), VFIO_GROUP_GET_STATUS, &status) != 0) fail("cannot ask the group's status", errno);
+  if (calls_.ioctl(group_.get(), VFIO_GROUP_GET_STATUS, &status) != 0)
+    fail("cannot get the status of the group", errno);
   if ((status.flags & VFIO_GROUP_FLAGS_VIABLE) == 0)
     fail(viability_hint(iommu_group, group_obstacles(iommu_group, tree)));
   int container = container_.get();
   if (calls_.ioctl(group_.get(), VFIO_GROUP_SET_CONTAINER, &container) != 0) fail("cannot join a container", errno);
   if (calls_.ioctl(container_.get(), VFIO_SET_IOMMU, number(VFIO_TYPE1v2_IOMMU)) != 0) {
     if (errno == EPERM) {
-      fail("the platform does not remap interrupts, so VFIO refuses the device: turn interrupt remapping on (VT-d)");
+      fail("the platform does not remap interrupts, so VFIO refuses the device: turn on interrupt remapping (VT-d)");
     }
     fail("cannot set up the IOMMU", errno);
   }
@@ -151,12 +152,13 @@ void VfioDevice::read_iova_ranges() {
   // Asked twice: the first answer says how long the whole one is.
   vfio_iommu_type1_info head{};
   head.argsz = sizeof head;
-  if (calls_.ioctl(container_.get(), VFIO_IOMMU_GET_INFO, &head) != 0) fail("cannot ask the IOMMU's limits", errno);
+  if (calls_.ioctl(container_.get(), VFIO_IOMMU_GET_INFO, &head) != 0)
+    fail("cannot get the IOMMU's address ranges", errno);
   std::vector<std::byte> answer(std::max<size_t>(head.argsz, sizeof head));
   head.argsz = static_cast<uint32_t>(answer.size());
   std::memcpy(answer.data(), &head, sizeof head);
   if (calls_.ioctl(container_.get(), VFIO_IOMMU_GET_INFO, answer.data()) != 0) {
-    fail("cannot ask the IOMMU's limits", errno);
+    fail("cannot get the IOMMU's address ranges", errno);
   }
   std::memcpy(&head, answer.data(), sizeof head);
   uint32_t next = (head.flags & VFIO_IOMMU_INFO_CAPS) != 0 ? head.cap_offset : 0;
@@ -174,7 +176,7 @@ void VfioDevice::read_iova_ranges() {
     }
     next = ranges.header.next > next ? ranges.header.next : 0;
   }
-  if (usable_.empty()) fail("the kernel does not say which addresses the IOMMU translates: Linux 5.4 or later does");
+  if (usable_.empty()) fail("the kernel does not say which addresses the IOMMU translates: use Linux 5.4 or later");
 }
 
 VfioDevice::Region VfioDevice::region(uint32_t index) {
@@ -182,7 +184,7 @@ VfioDevice::Region VfioDevice::region(uint32_t index) {
   info.argsz = sizeof info;
   info.index = index;
   if (calls_.ioctl(device_.get(), VFIO_DEVICE_GET_REGION_INFO, &info) != 0) {
-    fail(format("cannot ask for region %u", index), errno);
+    fail(format("cannot get information on region %u", index), errno);
   }
   return {info.size, static_cast<off_t>(info.offset), info.flags};
 }
@@ -192,12 +194,13 @@ void VfioDevice::open_device() {
   if (!device_) fail("cannot open the device in its group", errno);
   vfio_device_info info{};
   info.argsz = sizeof info;
-  if (calls_.ioctl(device_.get(), VFIO_DEVICE_GET_INFO, &info) != 0) fail("cannot ask about the device", errno);
+  if (calls_.ioctl(device_.get(), VFIO_DEVICE_GET_INFO, &info) != 0)
+    fail("cannot get information on the device", errno);
   can_reset_ = (info.flags & VFIO_DEVICE_FLAGS_RESET) != 0;
   const Region config = region(VFIO_PCI_CONFIG_REGION_INDEX);
   const Region bar = region(VFIO_PCI_BAR0_REGION_INDEX);
   if (bar.size < kChannelRegisters || (bar.flags & VFIO_REGION_INFO_FLAG_MMAP) == 0) {
-    fail(format("BAR0 has %llu bytes (flags %#x), an I/OAT channel has 16384 that can be mapped",
+    fail(format("BAR0 has %llu bytes (flags %#x), but an I/OAT channel has 16384 that can be mapped",
                 static_cast<unsigned long long>(bar.size), bar.flags));
   }
   void* mapped = calls_.mmap(bar.size, device_.get(), bar.offset);
@@ -221,8 +224,9 @@ void VfioDevice::map(uint64_t iova, void* host, size_t size) {
   request.size = size;
   if (calls_.ioctl(container_.get(), VFIO_IOMMU_MAP_DMA, &request) != 0) {
     if (errno == ENOMEM) fail(memlock_hint(size));
-    if (errno == ENOSPC) fail("VFIO takes no more mappings (dma_entry_limit of vfio_iommu_type1): use larger regions");
-    fail(format("cannot let the device reach %zu bytes at %p (whole pages?) as %#llx", size, host,
+    if (errno == ENOSPC)
+      fail("VFIO accepts no more mappings (dma_entry_limit of vfio_iommu_type1): use larger regions");
+    fail(format("cannot map %zu bytes at %p (are they whole pages?) for the device at IOVA %#llx", size, host,
                 static_cast<unsigned long long>(iova)),
          errno);
   }
@@ -240,7 +244,7 @@ bool VfioDevice::remove(uint64_t iova, uint64_t size) noexcept {
 
 void VfioDevice::unmap(uint64_t iova, size_t size) {
   if (!remove(iova, size)) {
-    fail(format("the kernel did not take %zu bytes at %#llx back from the device", size,
+    fail(format("the kernel did not unmap %zu bytes at IOVA %#llx from the device", size,
                 static_cast<unsigned long long>(iova)));
   }
   mapped_.erase(iova);

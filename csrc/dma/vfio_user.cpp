@@ -137,7 +137,7 @@ bool VfioUserServer::serve(std::chrono::milliseconds timeout) {
 void VfioUserServer::answer(Message& request) {
   Header header = request.header;
   if ((header.flags & flag_type) != type_command) {
-    throw Error(format("message %u is a reply (flags %#x), but nothing was asked", header.id, header.flags));
+    throw Error(format("message %u is a reply (flags %#x), but there was no request", header.id, header.flags));
   }
   const bool wanted = (header.flags & flag_no_reply) == 0;
   header.flags = type_reply;
@@ -159,7 +159,7 @@ VfioUserServer::Payload VfioUserServer::execute(Message& request) {
   const auto command = static_cast<Command>(request.header.command);
   const std::span<const std::byte> payload = request.payload;
   if (half_open_.has_greeted() == (command == Command::version))
-    throw Error("VERSION must be the first message, and comes once");
+    throw Error("VERSION must be the first message, and sent only once");
   switch (command) {
     case Command::version:
       return negotiate(payload);
@@ -199,7 +199,8 @@ VfioUserServer::Payload VfioUserServer::execute(Message& request) {
 
 VfioUserServer::Payload VfioUserServer::negotiate(std::span<const std::byte> payload) {
   const auto version = body<Version>(payload);
-  if (version.major != 0) throw Error(format("the peer speaks vfio-user %u, this device 0", version.major));
+  if (version.major != 0)
+    throw Error(format("the peer speaks vfio-user version %u, but this device speaks version 0", version.major));
   half_open_.greeted();
   Payload reply = bytes_of(Version{0, 0});
   // QEMU reads the reply into the buffer of its request. What the text leaves out has the protocol's defaults.
@@ -249,7 +250,7 @@ void VfioUserServer::dma_map(Message& request) {
   require(iovas.size() < IovaMap::max_pieces, ENOSPC);
   require(request.fds.size() <= 1);
   try {
-    if (request.fds.empty()) throw memory::NotShared("a ROM comes without an fd");
+    if (request.fds.empty()) throw memory::NotShared("a ROM has no fd");
     const auto file = file_of(request.fds[0].get());
     require(map.offset <= file->size() && map.size <= file->size() - map.offset);
     iovas.map(map.address, file->data() + map.offset, map.size, static_cast<Rights>(map.flags), file);

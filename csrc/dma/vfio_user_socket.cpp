@@ -25,8 +25,8 @@ bool Socket::fill(std::span<std::byte> part, size_t before) {
     const ssize_t got = socket_.receive(rest, incoming_.fds);
     if (got < 0 && errno == EAGAIN) return false;
     if (got < 0 && errno == EMFILE) {
-      throw Error(
-          format("a message came with more than %zu fds, or this process can open no more", PeerSocket::most_fds));
+      throw Error(format("a message arrived with more than %zu fds, or this process cannot open any more",
+                         PeerSocket::most_fds));
     }
     if (got <= 0) {
       closed_ = true;
@@ -47,7 +47,7 @@ Socket::Answer Socket::receive(Message& message) {
 
   const uint32_t size = incoming_.header.size;
   if (size < sizeof head || size > max_message) {
-    throw Error(format("a message of %u bytes (command %u): 16 to %zu are possible", size, incoming_.header.command,
+    throw Error(format("a message has %u bytes (command %u), but must have 16 to %zu", size, incoming_.header.command,
                        max_message));
   }
   incoming_.payload.resize(size - sizeof head);

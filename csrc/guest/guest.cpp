@@ -34,15 +34,15 @@ std::atomic<uint32_t> fork_generation{0};
 void check(const GuestConfig& config) {
   vhost_user::check_socket_path(config.path);
   if (config.queues < 1 || config.queues > 128)
-    throw ConfigError(format("queues=%u: a guest has 1 to 128 queue pairs", config.queues));
+    throw ConfigError(format("queues=%u: a guest must have 1 to 128 queue pairs", config.queues));
   if (config.ring_size < 2 || config.ring_size > virtio::max_ring_size || (config.ring_size & (config.ring_size - 1)))
     throw ConfigError(
-        format("ring_size=%u: a ring has a power of two entries, here 2 to 32768 (VIRTIO 1.2, 2.7)", config.ring_size));
+        format("ring_size=%u: must be a power of two, here from 2 to 32768 (VIRTIO 1.2, 2.7)", config.ring_size));
   if (config.rx_buf < 64 || config.rx_buf > 1 << 20)
-    throw ConfigError(format("rx_buf=%u: a receive buffer has 64 to 1048576 bytes", config.rx_buf));
-  if (config.mtu < 68) throw ConfigError(format("mtu=%u: the least is 68 (VIRTIO 1.2, 5.1.4.1)", config.mtu));
+    throw ConfigError(format("rx_buf=%u: a receive buffer must have 64 to 1048576 bytes", config.rx_buf));
+  if (config.mtu < 68) throw ConfigError(format("mtu=%u: must be at least 68 (VIRTIO 1.2, 5.1.4.1)", config.mtu));
   if (!config.features.within(virtio::supported_features))
-    throw ConfigError(format("features=0x%llx: only 0x%llx are known here",
+    throw ConfigError(format("features=0x%llx: only the bits 0x%llx are supported",
                              static_cast<unsigned long long>(config.features.mask()),
                              static_cast<unsigned long long>(virtio::supported_features.mask())));
 }
@@ -159,7 +159,8 @@ Guest::~Guest() = default;
 /// Throws in a forked child.
 void Guest::check_process() const {
   if (generation_ != fork_generation.load(std::memory_order_relaxed))
-    throw Error("the guest belongs to the process that made it, and this is a fork of that; make one here");
+    throw Error(
+        "the guest belongs to the process that made it, and this is a fork of that process; make a new one here");
 }
 
 void Guest::connect(const vhost_user::Patience& patience) {
@@ -198,14 +199,15 @@ FeatureSet Guest::features() const { return session().frontend.features(); }
 uint32_t Guest::send(uint32_t queue, std::span<const Packet> packets) {
   Session& now = session();
   const uint32_t sent = now.send[queue].send(packets);
-  if (sent == 0 && !now.frontend.alive()) throw Disconnected("the back end has left; call connect() to go on");
+  if (sent == 0 && !now.frontend.alive()) throw Disconnected("the back end has left; call connect() to continue");
   return sent;
 }
 
 virtio::Burst Guest::receive(uint32_t queue, uint32_t limit, memory::PacketArena& arena) {
   Session& now = session();
   virtio::Burst burst = now.receive[queue].receive(arena, limit);
-  if (burst.count == 0 && !now.frontend.alive()) throw Disconnected("the back end has left; call connect() to go on");
+  if (burst.count == 0 && !now.frontend.alive())
+    throw Disconnected("the back end has left; call connect() to continue");
   return burst;
 }
 

@@ -27,9 +27,9 @@ uint64_t check_file_system(int fd) {
   if (fcntl(fd, F_GET_SEALS) < 0) {
     struct statx file{};
     if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &file) != 0 || !S_ISREG(file.stx_mode))
-      throw Error("guest memory cannot be mapped from what is no regular file");
+      throw Error("guest memory cannot be mapped from an fd that is not a regular file");
     throw NotShared(
-        "its file lies on a file system that could make a reader wait; only memfd, tmpfs and hugetlbfs are taken: use "
+        "its file is on a file system that could block a reader; only memfd, tmpfs and hugetlbfs are accepted: use "
         "memory-backend-memfd,share=on or a file in /dev/shm");
   }
   struct statfs fs{};
@@ -39,7 +39,7 @@ uint64_t check_file_system(int fd) {
 
 /// The kernel's answers that are about this fd, and not about a shortage of ours.
 void check_shareable(int error) {
-  if (error == EACCES) throw NotShared("its fd is open for reading only, as of a ROM");
+  if (error == EACCES) throw NotShared("its fd is open for reading only, like that of a ROM");
   if (error == EPERM) throw NotShared("its file is sealed against writing");
 }
 
@@ -49,7 +49,7 @@ struct stat check_file_size(int fd, uint64_t offset, uint64_t size) {
   const auto file_size = static_cast<uint64_t>(file.st_size);
   if (offset > file_size || size > file_size - offset)
     throw Error(format("memory region of 0x%" PRIx64 " bytes at offset 0x%" PRIx64
-                       " ends behind its file, which has 0x%" PRIx64 " bytes",
+                       " ends beyond its file, which has 0x%" PRIx64 " bytes",
                        size, offset, file_size));
   return file;
 }

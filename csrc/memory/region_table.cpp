@@ -16,7 +16,8 @@ void check_apart(std::vector<Region> regions, uint64_t Region::* start, const ch
     const Region& low = regions[i];
     const Region& high = regions[i + 1];
     if (high.*start - low.*start < low.size)
-      throw Error(format("memory regions overlap in %s: 0x%" PRIx64 " lies in the 0x%" PRIx64 " bytes from 0x%" PRIx64,
+      throw Error(format("memory regions overlap in %s: 0x%" PRIx64 " is within the 0x%" PRIx64
+                         " bytes from 0x%" PRIx64,
                          space, high.*start, low.size, low.*start));
   }
 }
@@ -31,7 +32,7 @@ void check_no_wrap(const Region& region, uint64_t start, const char* space) {
 
 RegionTable::RegionTable(std::vector<Region> regions) : regions_(std::move(regions)) {
   if (regions_.size() > max_regions)
-    throw Error(format("%zu memory regions, but at most %zu are taken", regions_.size(), max_regions));
+    throw Error(format("%zu memory regions, but at most %zu are accepted", regions_.size(), max_regions));
   for (const Region& region : regions_) {
     if (region.size == 0) throw Error(format("memory region at GPA 0x%" PRIx64 " is empty", region.gpa));
     check_no_wrap(region, region.gpa, "GPA");
@@ -53,7 +54,7 @@ RegionTable RegionTable::without(uint64_t gpa, uint64_t uva, uint64_t size) cons
   const auto gone =
       std::erase_if(fewer.regions_, [&](const Region& r) { return r.gpa == gpa && r.uva == uva && r.size == size; });
   if (gone == 0)
-    throw Error(format("no memory region of GPA 0x%" PRIx64 ", front-end address 0x%" PRIx64 " and 0x%" PRIx64
+    throw Error(format("no memory region with GPA 0x%" PRIx64 ", front-end address 0x%" PRIx64 " and 0x%" PRIx64
                        " bytes to remove",
                        gpa, uva, size));
   return fewer;

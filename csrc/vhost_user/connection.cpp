@@ -51,7 +51,7 @@ Connection::Received Connection::receive(Message& message) {
     const ssize_t n = socket_.receive(piece, incoming_.fds);
     if (n < 0 && errno == EAGAIN) return Received::nothing;
     if (n < 0 && errno == EMFILE) {
-      close(format("a message came with more than %zu file descriptors, or this process can open no more",
+      close(format("a message arrived with more than %zu file descriptors, or this process cannot open any more",
                    max_message_fds),
             true);
     } else if (n < 0) {
@@ -59,7 +59,8 @@ Connection::Received Connection::receive(Message& message) {
     } else if (n == 0) {
       close(received_ ? "the peer left in the middle of a message" : "the peer left", false);
     } else if (received_ > 0 && incoming_.fds.size() > fds_before) {
-      close("file descriptors came in the middle of a message; they go with the first byte of its header", true);
+      close("file descriptors arrived in the middle of a message; they must go with the first byte of its header",
+            true);
     } else {
       received_ += static_cast<size_t>(n);
       if (in_header && received_ == header_size) {
@@ -67,7 +68,7 @@ Connection::Received Connection::receive(Message& message) {
         incoming_.flags = header_.flags;
         incoming_.size = header_.size;
         if (header_.size > max_payload) {
-          close(format("%s announces a payload of %u bytes, at most %u are accepted",
+          close(format("%s announces a payload of %u bytes, but at most %u are accepted",
                        message_name(header_.request).c_str(), header_.size, max_payload),
                 true);
         }

@@ -101,7 +101,7 @@ void Endpoint::watch_listener(bool on) {
 void Endpoint::on_listener() {
   if (session_) {  // watched again since this one has been silent for too long, and now another waits
     char reason[128];
-    std::snprintf(reason, sizeof reason, "it did not send SET_OWNER within %lld ms and another front end waits",
+    std::snprintf(reason, sizeof reason, "it did not send SET_OWNER within %lld ms, and another front end is waiting",
                   static_cast<long long>(half_open_.patience().count()));
     return end(reason, true);
   }
@@ -141,7 +141,7 @@ bool Endpoint::may_begin() noexcept {
     busy += lanes.memory != nullptr;
   }
   if (busy < budget::former_sessions) return true;
-  try_again_later("accept a front end while the files and memory of former ones are still being closed", EBUSY);
+  try_again_later("accept a front end while files and memory of earlier ones are still being closed", EBUSY);
   return false;
 }
 

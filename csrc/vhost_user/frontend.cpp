@@ -28,7 +28,7 @@ class Deadline {
     for (;;) {
       const auto left = std::chrono::ceil<milliseconds>(end_ - Clock::now());
       if (left <= milliseconds(0)) {
-        throw Disconnected(format("%s: nothing for %lld ms; is the other side running?", what_.c_str(),
+        throw Disconnected(format("%s: timed out after %lld ms; is the other side running?", what_.c_str(),
                                   static_cast<long long>(patience_.timeout.count())));
       }
       pollfd watched{fd, events, 0};
@@ -116,7 +116,7 @@ Message Frontend::ask(Message message) {
   send(std::move(message));
   Message reply = receive();
   if (!reply.is_reply() || reply.request != request) {
-    throw ProtocolError(format("%s was answered by %s with flags 0x%x", message_name(request).c_str(),
+    throw ProtocolError(format("%s was answered with %s and flags 0x%x", message_name(request).c_str(),
                                message_name(reply.request).c_str(), reply.flags));
   }
   return reply;
@@ -164,7 +164,7 @@ void Frontend::negotiate(virtio::FeatureSet wanted, uint64_t wanted_protocol) {
 void Frontend::set_mem_table(std::span<const FrontendRegion> regions) {
   wire::MemTable table{};
   if (regions.size() > wire::max_table_regions) {
-    throw ConfigError(format("%zu regions do not fit one memory table, which holds %u; add them one by one",
+    throw ConfigError(format("%zu regions do not fit into one memory table, which holds %u; add them one by one",
                              regions.size(), wire::max_table_regions));
   }
   Message message(Request::SET_MEM_TABLE);

@@ -223,7 +223,7 @@ void BackendSession::dispatch(const MessageType& type) {
 void BackendSession::set_features() {
   const virtio::FeatureSet features(request_->body<uint64_t>());
   if (!features.within(config_.features)) {
-    throw Error(format("feature bits 0x%" PRIx64 " were not offered; offered is 0x%" PRIx64,
+    throw Error(format("feature bits 0x%" PRIx64 " were not offered, only 0x%" PRIx64,
                        features.mask() & ~config_.features.mask(), config_.features.mask()));
   }
   const bool running = std::ranges::any_of(state_.vrings, &Vring::started);
@@ -244,7 +244,7 @@ void BackendSession::set_features() {
 void BackendSession::set_protocol_features() {
   const auto features = request_->body<uint64_t>();
   if (features & ~config_.protocol_features) {
-    throw Error(format("protocol feature bits 0x%" PRIx64 " were not offered; offered is 0x%" PRIx64,
+    throw Error(format("protocol feature bits 0x%" PRIx64 " were not offered, only 0x%" PRIx64,
                        features & ~config_.protocol_features, config_.protocol_features));
   }
   state_.protocol_features = features;
@@ -253,7 +253,7 @@ void BackendSession::set_protocol_features() {
 void BackendSession::set_mtu() {
   const auto mtu = request_->body<uint64_t>();
   if (mtu < min_mtu || mtu > max_mtu) {
-    throw Error(format("an MTU of %" PRIu64 " is not within %" PRIu64 " to %" PRIu64, mtu, min_mtu, max_mtu));
+    throw Error(format("an MTU of %" PRIu64 " is not in the range %" PRIu64 " to %" PRIu64, mtu, min_mtu, max_mtu));
   }
   state_.mtu = static_cast<uint16_t>(mtu);
 }

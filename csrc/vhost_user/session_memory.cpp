@@ -71,7 +71,7 @@ void MemoryWork::map(const std::shared_ptr<HelperLane>& lane) {
   }
   table_ = std::make_shared<const memory::RegionTable>(std::move(regions));
   if (table_->regions().empty()) {
-    remark_ = "the front end shared no memory; QEMU does with memory-backend-memfd,share=on";
+    remark_ = "the front end shared no memory; QEMU shares it with memory-backend-memfd,share=on";
   } else if (!adds_ && !table_->shares_memory()) {
     throw Error(remark_);
   }
@@ -96,7 +96,7 @@ void BackendSession::add_mem_region() {
   if (config_.queue_pairs > 1 && is_there(*state_.memory, region)) return;
   const auto present = state_.memory->regions();
   if (present.size() >= memory::RegionTable::max_regions) {
-    throw Error(format("all %zu memory slots are taken", memory::RegionTable::max_regions));
+    throw Error(format("all %zu memory slots are in use", memory::RegionTable::max_regions));
   }
   uint64_t total = 0;
   for (const memory::Region& other : present) total += other.size;

@@ -25,16 +25,16 @@ uint32_t BackendSession::ring_of(uint64_t index) const {
   const bool control = !state_.features_acked || state_.features.has(virtio::Feature::CTRL_VQ);
   const size_t rings = state_.vrings.size() - !control;
   if (index < rings) return static_cast<uint32_t>(index);
-  throw Error(format("there is no ring %" PRIu64 ", this port has %zu (two for each of its queues%s)", index, rings,
-                     control ? ", and one for control" : ""));
+  throw Error(format("there is no ring %" PRIu64 "; this port has %zu (two for each of its queues%s)", index, rings,
+                     control ? ", and the control queue's" : ""));
 }
 
 void BackendSession::set_vring_num() {
   const auto state = request_->body<wire::VringState>();
   const uint32_t ring = ring_of(state.index), size = state.num;
   if (!std::has_single_bit(size) || size > max_ring_size) {
-    throw Error(format("ring %u cannot have %u entries, but a power of two from 1 to %u (VIRTIO 1.2, 2.7)", ring, size,
-                       max_ring_size));
+    throw Error(format("ring %u cannot have %u entries; the size must be a power of two from 1 to %u (VIRTIO 1.2, 2.7)",
+                       ring, size, max_ring_size));
   }
   if (state_.vrings[ring].size == size) return;
   next().vrings[ring].size = size;
@@ -80,7 +80,7 @@ void BackendSession::get_vring_base() {
 void BackendSession::set_vring_enable() {
   const auto state = request_->body<wire::VringState>();
   const uint32_t ring = ring_of(state.index), enable = state.num;
-  if (enable > 1) throw Error(format("ring %u: enable is %u, but it is 0 or 1", ring, enable));
+  if (enable > 1) throw Error(format("ring %u: enable is %u, but must be 0 or 1", ring, enable));
   if (state_.vrings[ring].enabled == (enable == 1)) return;
   next().vrings[ring].enabled = enable == 1;
   if (state_.vrings[ring].started) touch(only(ring), Hold::drained);
@@ -106,7 +106,7 @@ SharedFd BackendSession::adopt(uint32_t ring, SharedFd Vring::* which, UniqueFd 
 void BackendSession::set_vring_fd(SharedFd Vring::* which) {
   const auto value = request_->body<uint64_t>();
   if (value & ~(wire::vring_fd_index_mask | wire::vring_fd_none)) {
-    throw Error(format("0x%" PRIx64 " has bits besides the ring (0-7) and \"no fd\" (8)", value));
+    throw Error(format("0x%" PRIx64 " has bits other than the ring (0-7) and \"no fd\" (8)", value));
   }
   const uint32_t ring = ring_of(value & wire::vring_fd_index_mask);
   const bool none = value & wire::vring_fd_none;

@@ -40,10 +40,10 @@ void remove_stale(const std::string& path) {
     fail(EADDRINUSE, "cannot listen on " + path + ": another process serves it; stop that one or choose another path");
   }
   if (errno != ECONNREFUSED && errno != ENOENT) {
-    fail(errno, "cannot listen on " + path + ": there is a socket and it cannot be told whether it is in use");
+    fail(errno, "cannot listen on " + path + ": there is a socket, and whether it is in use cannot be found out");
   }
   if (errno == ECONNREFUSED && ::unlink(path.c_str()) < 0 && errno != ENOENT) {
-    fail(errno, "cannot listen on " + path + ": a socket left behind cannot be removed");
+    fail(errno, "cannot listen on " + path + ": a stale socket cannot be removed");
   }
 }
 
@@ -53,8 +53,9 @@ void check_socket_path(const std::string& path) {
   constexpr size_t limit = sizeof(sockaddr_un::sun_path) - 1;
   if (path.empty()) throw ConfigError("the socket path is empty; give the path of a socket file");
   if (path.size() > limit) {
-    throw ConfigError(format("the socket path has %zu bytes, a socket address holds %zu; choose a shorter one: %s",
-                             path.size(), limit, path.c_str()));
+    throw ConfigError(
+        format("the socket path has %zu bytes, but a socket address holds at most %zu; choose a shorter one: %s",
+               path.size(), limit, path.c_str()));
   }
   if (path.find('\0') != std::string::npos) {
     throw ConfigError("the socket path contains a zero byte; give the path of a socket file");
@@ -77,10 +78,10 @@ SocketListener::SocketListener(const std::string& path, mode_t mode, std::shared
   const sockaddr_un address = address_of(path);
   remove_stale(path);
   UniqueFd fd = make_socket();
-  if (!fd) fail(errno, "cannot listen on " + path + ": no socket");
+  if (!fd) fail(errno, "cannot listen on " + path + ": cannot create a socket");
   if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0) {
     const char* advice = errno == ENOENT       ? ": its directory does not exist; create it first"
-                         : errno == EADDRINUSE ? ": something was put there just now; choose another path"
+                         : errno == EADDRINUSE ? ": something was created there just now; choose another path"
                                                : "";
     fail(errno, "cannot listen on " + path + advice);
   }

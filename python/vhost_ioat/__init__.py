@@ -9,8 +9,9 @@
             burst = port.rx_burst(0)
             sent = port.tx_burst(0, burst)
 
-The port is `EthVhost`, packets are a `Burst`. `vhost_ioat.guest` is a virtual machine's end without the machine,
-`vhost_ioat.virtio` the ring by itself, `vhost_ioat.dma` the DMA engines, `vhost_ioat.testing` a test kit.
+`EthVhost` is the port, and a `Burst` holds packets. `vhost_ioat.guest` is an embedded guest, for use without a virtual
+machine; `vhost_ioat.virtio` has the split ring by itself, `vhost_ioat.dma` the DMA engines, and `vhost_ioat.testing` a
+test kit.
 """
 
 from .devargs import Devargs, parse_devargs
@@ -21,8 +22,8 @@ try:
     from ._core import Burst, __version__
 except ImportError as error:
     error.add_note(
-        "vhost_ioat's native part is missing or does not fit this Python. In a source tree, install the package first "
-        "(pip install .) and start Python somewhere else than in python/."
+        "vhost_ioat's native part is missing or was built for another Python. In a source tree, install the package "
+        "first (pip install .) and start Python outside python/."
     )
     raise
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command `vhost-ioat`, also as `python -m vhost_ioat`."""
+"""The command `vhost-ioat`, also available as `python -m vhost_ioat`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main() -> None:
     except ModuleNotFoundError as missing:
         if missing.name not in ("typer", "rich"):
             raise
-        sys.exit(f"vhost-ioat needs {missing.name} for its command line: pip install 'vhost-ioat[cli]'")
+        sys.exit(f"the command line of vhost-ioat needs {missing.name}: pip install 'vhost-ioat[cli]'")
     app()
 
 

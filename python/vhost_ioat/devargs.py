@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The options of a port: a string in DPDK's manner, or keywords, with one validation for both."""
+"""The options of a port: a DPDK-style devargs string, or keywords, with one validation for both."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _refuse(key: str, value: object, why: str) -> NoReturn:
     raise ConfigError(f"{key}={value}: {why}")
 
 
-# A reader takes a key and its value, as text or as a Python object, and gives the one form a field may hold.
+# A reader takes a key and its value, as text or as a Python object, and returns the one form that a field may hold.
 _Reader = Callable[[str, Any], Any]
 
 
@@ -100,7 +100,7 @@ def _size(low: int, high: int = (1 << 63) - 1) -> _Reader:
             value = int(match[1]) << _UNITS[match[2]]
         number = _index(value)
         if number is None or not low <= number <= high:
-            _refuse(key, value, f"must be a number of bytes from {low} to {high} (suffixes K, M and G are known)")
+            _refuse(key, value, f"must be a number of bytes from {low} to {high} (the suffixes K, M and G are allowed)")
         return number
 
     return read
@@ -116,11 +116,11 @@ def socket_path(key: str, value: object) -> str:
     except UnicodeError:
         _refuse(key, ascii(value), "a path must be UTF-8")
     if not text:
-        raise ConfigError(f"{key} is missing: give the path of the socket, as in /tmp/vhost0.sock")
+        raise ConfigError(f"{key} is missing: give the path of the socket, such as /tmp/vhost0.sock")
     if "\0" in text:
-        _refuse(key, ascii(text), "a path has no NUL")
+        _refuse(key, ascii(text), "a path cannot contain NUL")
     if length > MAX_PATH:
-        _refuse(key, text, f"the path has {length} bytes, a socket's path may have {MAX_PATH}; use a shorter directory")
+        _refuse(key, text, f"the path has {length} bytes, but a socket path may have at most {MAX_PATH}; shorten it")
     return text
 
 
@@ -137,7 +137,7 @@ def _port_name(key: str, value: object) -> str | None:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         _refuse(key, value, "must be 1 to 63 letters, digits or any of _ . : -")
     if value in _KEYS:
-        _refuse(key, value, "is the name of an option")
+        _refuse(key, value, "is the name of an option; choose another one")
     return value
 
 
@@ -165,13 +165,13 @@ def _device(key: str, value: object) -> str:
             return f"{domain:04x}:{bus:02x}:{slot:02x}.{function}"
         if match := _SOFTWARE.fullmatch(value):
             return f"sw{int(match[1])}"
-    _refuse(key, value, "the device must be a PCI address, as 0000:00:04.0 or 00:04.0, or swN")
+    _refuse(key, value, "the device must be a PCI address, such as 0000:00:04.0 or 00:04.0, or swN")
 
 
 def _queue(key: object) -> int:
     number = int(match[1]) if isinstance(key, str) and (match := _TXQ.fullmatch(key)) else _index(key)
     if number is None or number < 0:
-        _refuse("ioats", key, "the queue must be txqN; engines copy towards the guest, so there is none for rxqN")
+        _refuse("ioats", key, "the queue must be txqN; engines copy to the guest only, so there is none for rxqN")
     return number
 
 
@@ -194,7 +194,7 @@ def _engines(key: str, value: object) -> dict[int, str]:
     elif isinstance(value, Mapping):
         pairs = value.items()
     else:
-        _refuse(key, value, "must be a mapping of tx queue to device, as {0: '00:04.0', 1: 'sw0'}")
+        _refuse(key, value, "must be a mapping of tx queue to device, such as {0: '00:04.0', 1: 'sw0'}")
     engines: dict[int, str] = {}
     for queue, device in pairs:
         number = _queue(queue)
@@ -225,31 +225,33 @@ def _write_switch(value: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Devargs:
-    """The options of one port, validated; `str()` gives the text that `parse_devargs` reads back.
+    """The options of one port, validated. `str()` gives the text that `parse_devargs` reads back.
 
-    Every field may be given as the Python value or as the text it has in a devargs string.
+    Each field may be given as a Python value or as the text that it has in a devargs string.
 
     Attributes:
         iface: Path of the vhost-user socket, at most 107 bytes.
         queues: Queue pairs, 1 to 128.
-        client: Connect to a socket the front end listens on, instead of listening.
-        ioats: tx queue -> DMA device: a PCI address ("0000:00:04.0") or a software engine of this port ("sw0").
-        name: Name of the port in messages; None: the next free eth_vhost_ioatN.
-        ioat_threshold: Packets of at least so many bytes are copied by the engine; "auto" measures it.
-        ioat_fallback: A software engine stands in for hardware that cannot be had; False: that is a DmaError instead.
-        publish: Who writes the used index of a queue with an engine: "cpu" or "dma".
-        sw_mode: How software engines run: "threaded" (a worker each), "inline" (the caller copies), "stepped" (tests).
+        client: Connect to a socket on which the front end listens, instead of listening.
+        ioats: Maps a tx queue to a DMA device: a PCI address ("0000:00:04.0") or a software engine ("sw0").
+        name: Name of the port in messages; None means the next eth_vhost_ioatN.
+        ioat_threshold: The engine makes copies of at least this many bytes; "auto" measures the best value.
+        ioat_fallback: Replace hardware that cannot be used by a software engine; if False, raise DmaError instead.
+        publish: What writes the used index of a queue that has an engine: "cpu" or "dma".
+        sw_mode: How software engines run: "threaded" (a worker thread each), "inline" (the caller copies) or
+            "stepped" (for tests).
         socket_mode: Permissions of a listening socket.
-        mempool: Bytes of packet memory, shared out equally to the rx queues (each gets 1 MiB at least).
-        max_guest_mem: Bytes of guest memory accepted from a front end; None: the RAM of this machine.
+        mempool: Bytes of packet memory, divided equally among the rx queues (each gets at least 1 MiB).
+        max_guest_mem: Most bytes of guest memory accepted from a front end; None means the RAM of this machine.
         mrg_rxbuf, csum, guest_csum, tso, guest_tso, uso, guest_uso, mtu, status, ctrl_vq, mq, any_layout,
         indirect_desc, event_idx, protocol_features, version_1, in_order: Offer this feature. tso and uso include their
-            IPv4, IPv6 and ECN bits; ctrl_vq includes CTRL_RX and GUEST_ANNOUNCE. All but status are offered by default:
-            the link's state lies in the configuration space, which is the front end's, so one that has it adds that
-            feature itself (QEMU, DPDK), and a guest of another (User-Mode Linux) would read "no carrier".
+            IPv4, IPv6 and ECN bits; ctrl_vq includes CTRL_RX and GUEST_ANNOUNCE. All but status are offered by default.
+            The link status is in the configuration space, which belongs to the front end: a front end that has one
+            (QEMU, DPDK) adds the feature itself, and with one that has none (User-Mode Linux) the guest would read
+            "no carrier".
 
     Raises:
-        ConfigError: A field has a value the port cannot take.
+        ConfigError: A field has a value that the port cannot use.
     """
 
     iface: str = _option("", _path)
@@ -293,7 +295,7 @@ class Devargs:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Devargs:
-        """Make it of named values; a name that is no option is a `ConfigError` that lists the options."""
+        """Make it from named values; a name that is not an option raises `ConfigError`, which lists the options."""
         for key in options:
             if key not in _KEYS:
                 raise ConfigError(f"unknown option '{key}'; the options are {', '.join(sorted(_KEYS))}")
@@ -362,7 +364,7 @@ def _parts(text: str) -> Iterable[tuple[str, str | None]]:
     position = 0
     while position <= len(text):
         match = _PART.match(text, position)
-        assert match is not None  # the last alternative takes anything, also nothing
+        assert match is not None  # the last alternative takes anything, including nothing
         if match["list"] is not None:
             yield "ioats", match["list"]
         else:
@@ -372,14 +374,14 @@ def _parts(text: str) -> Iterable[tuple[str, str | None]]:
 
 
 def parse_devargs(text: str) -> Devargs:
-    """Read a devargs string, as `eth_vhost_ioat0,iface=/tmp/v.sock,queues=2,ioats=(txq0@00:04.0;txq1@sw0)`.
+    """Read a devargs string such as `eth_vhost_ioat0,iface=/tmp/v.sock,queues=2,ioats=(txq0@00:04.0;txq1@sw0)`.
 
     Args:
-        text: `key=value` parts with commas between them; the first part may be the port's name alone. Booleans are 0
-            or 1, sizes may end in K, M or G, `ioats` is in round or square brackets.
+        text: `key=value` parts separated by commas; the first part may be just the port's name. Booleans are 0 or 1,
+            sizes may end in K, M or G, and `ioats` is in round or square brackets.
 
     Raises:
-        ConfigError: A part is malformed, unknown or given twice, a value is out of its limits, or `iface` is missing.
+        ConfigError: A part is malformed, unknown or given twice, a value is out of range, or `iface` is missing.
     """
     options: dict[str, str] = {}
     parts = list(_parts(text)) if text else []

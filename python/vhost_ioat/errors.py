@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The exceptions of vhost_ioat. Errors of the operating system stay `OSError`.
+"""The exceptions of vhost_ioat. Errors of the operating system are raised as `OSError`.
 
-A port never raises because of what a guest or a front end does: that goes to `EthVhost.events()` and to the counters.
+A port never raises because of what a guest or a front end does; that is reported by `EthVhost.events()` and counted.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ __all__ = ["ConfigError", "Disconnected", "DmaError", "GuestError", "ProtocolErr
 
 
 class VhostIoatError(Exception):
-    """Base of all errors of this package; itself for wrong use (a closed port, two callers on one queue)."""
+    """Base class of all errors of this package; raised itself for misuse (a closed port, two callers on one queue)."""
 
 
 class ConfigError(VhostIoatError, ValueError):
-    """A devarg or keyword has a value the port cannot take; the message has key, value and limit."""
+    """A devarg or argument has a value that cannot be used; the message gives the key, the value and the limit."""
 
 
 class GuestError(VhostIoatError):
@@ -22,7 +22,10 @@ class GuestError(VhostIoatError):
 
 
 class DmaError(VhostIoatError):
-    """A DMA engine halted, vanished or cannot be used. Raised by `vhost_ioat.dma` only."""
+    """A DMA engine halted, vanished or cannot be used.
+
+    Raised by `vhost_ioat.dma`, and by `EthVhost` with `ioat_fallback=False`; otherwise a port reports an event.
+    """
 
 
 class ProtocolError(VhostIoatError):

@@ -30,21 +30,22 @@ _open_ports: weakref.WeakSet[EthVhost] = weakref.WeakSet()
 
 
 class EthVhost(_core.Port):
-    """A vhost-user network port; a virtual machine's virtio-net card connects to its socket.
+    """A vhost-user network port; a virtual machine's virtio-net device connects to its socket.
 
-    The methods of the data path (`rx_burst`, `tx_burst` and the others that name a queue) are native. Each queue and
-    direction may have one caller at a time, a second one gets `VhostIoatError`; different queues may be used by
-    different threads. `close()` may come from any thread.
+    The methods of the data path (`rx_burst`, `tx_burst` and the others that take a queue) are native. Each queue and
+    direction may have one caller at a time; a second one gets `VhostIoatError`. Different threads may use different
+    queues. Any thread may call `close()`.
 
-    What a guest or front end does wrong never raises here: it goes to `events()`, to the counters, and to the logger
-    "vhost_ioat", which is written to by the main thread whenever it calls a method that waits or reports.
+    What a guest or front end does wrong never raises here. It is reported by `events()` and by the logger "vhost_ioat",
+    and counted. The main thread writes to the logger whenever it calls a method that waits or reports.
 
     Args:
         iface: Path of the vhost-user socket.
         **options: The other fields of `Devargs`, with the same meaning and defaults.
 
     Raises:
-        ConfigError: An option is unknown or has a value the port cannot take.
+        ConfigError: An option is unknown or has a value that the port cannot use.
+        DmaError: With `ioat_fallback=False`: a hardware engine cannot be used.
 
     Example:
         >>> port = EthVhost("/tmp/vhost0.sock", queues=2, ioats={0: "sw0"})
@@ -77,7 +78,7 @@ class EthVhost(_core.Port):
 
     @classmethod
     def from_devargs(cls, devargs: str | Devargs) -> Self:
-        """Make a port of a devargs string, as `iface=/tmp/vhost0.sock,queues=2,ioats=(txq0@00:04.0)`.
+        """Make a port from a devargs string such as `iface=/tmp/vhost0.sock,queues=2,ioats=(txq0@00:04.0)`.
 
         Raises:
             ConfigError: See `parse_devargs`.
@@ -92,10 +93,10 @@ class EthVhost(_core.Port):
         return str(self.devargs.name)
 
     def start(self) -> None:
-        """Listen on the socket, or begin to connect to it; no effect on a started port.
+        """Listen on the socket, or begin to connect to it. No effect on a started port.
 
         Raises:
-            OSError: The directory is missing, the address is in use, permission is denied.
+            OSError: The directory is missing, the address is in use, or permission is denied.
             VhostIoatError: The port is closed.
         """
         if _exiting:
@@ -106,9 +107,9 @@ class EthVhost(_core.Port):
             self._write_log()
 
     def stop(self) -> None:
-        """Drop the link and leave the socket; the port may be started again. Packets in flight complete first.
+        """Drop the link and remove the socket; the port may be started again. Packets in flight complete first.
 
-        Another thread that polls the port gets empty bursts from here on; a "port" event names the thread that stopped
+        From then on, other threads that poll the port get empty bursts. A "port" event names the thread that stopped
         it, and `info().state` is "stopped". Releases the GIL.
         """
         running = self._state() not in ("stopped", "closed")
@@ -118,11 +119,11 @@ class EthVhost(_core.Port):
         self._write_log()
 
     def close(self) -> None:
-        """Stop for good and give everything back; any thread, any number of times.
+        """Stop for good and release all resources. Any thread may call this, any number of times.
 
-        Bursts that run in other threads finish, later calls raise; a "port" event names the thread that closed it.
-        Bursts received before stay readable. In a child of fork() the port stays the parent's, and nothing happens.
-        Releases the GIL.
+        Calls that are running in other threads finish; later ones raise `VhostIoatError`. A "port" event names the
+        thread that closed the port. Bursts that were received before stay readable. In a child of fork() the port
+        belongs to the parent, and nothing happens. Releases the GIL.
         """
         super().close()
         if self in _open_ports:
@@ -140,18 +141,17 @@ class EthVhost(_core.Port):
         self.close()
 
     def wait_link(self, up: bool = True, timeout: float | None = None) -> bool:
-        """Wait until the link is up (or down).
+        """Wait until the link is up (or down, if `up` is False).
 
-        True if it is, False when `timeout` seconds have passed or the port was closed.
-
-        Releases the GIL and honours Ctrl-C.
+        Returns True when it is, and False when `timeout` seconds have passed or the port was closed. None waits for
+        ever. Releases the GIL and honours Ctrl-C.
         """
         reached = super().wait_link(up, timeout)
         self._write_log()
         return reached
 
     def link(self) -> Link:
-        """The link now."""
+        """The state of the link."""
         self._write_log()
         return Link(*self._link())
 
@@ -161,7 +161,7 @@ class EthVhost(_core.Port):
         return Stats(**self._stats())
 
     def info(self) -> PortInfo:
-        """What was negotiated, guest memory, rings, engines, and the last error."""
+        """The negotiated features, guest memory, rings, engines, and the last error."""
         self._write_log()
         raw = self._info()
         return PortInfo(
@@ -183,7 +183,7 @@ class EthVhost(_core.Port):
         )
 
     def events(self, timeout: float = 0.0) -> list[Event]:
-        """Take what has happened since the last call, oldest first; wait up to `timeout` seconds for the first.
+        """Take the events since the last call, oldest first; wait up to `timeout` seconds for the first one.
 
         `fileno()` is readable while events wait. Releases the GIL and honours Ctrl-C while it waits.
         """
@@ -202,7 +202,7 @@ class EthVhost(_core.Port):
         try:
             return f"<{type(self).__name__} {self.devargs}: {self._state()}>"
         except (VhostIoatError, AttributeError):
-            return f"<{type(self).__name__}: not initialised, or of the parent process>"
+            return f"<{type(self).__name__}: not initialised, or owned by the parent process>"
 
     __signature__ = inspect.signature(Devargs).replace(
         parameters=[
@@ -218,7 +218,7 @@ os.register_at_fork(after_in_child=_open_ports.clear)  # they are the parent's
 
 @atexit.register
 def _close_ports() -> None:
-    """Take the sockets away. A daemon thread that polls a port gets empty bursts till it ends, and no exception."""
+    """Take the sockets away. A daemon thread that polls a port gets empty bursts until it ends, and no exception."""
     global _exiting  # noqa: PLW0603
     _exiting = True
     alone = threading.active_count() == 1
@@ -240,30 +240,31 @@ def forward(
 ) -> Stats:
     """Forward packets between two ports, both ways and on all queues, in a native loop; `a` and `b` may be the same.
 
-    Queue N of one port goes to queue N of the other, modulo its number of queues. Releases the GIL; Ctrl-C ends it.
-    Every packet received is sent, dropped, or consumed: ipackets = what the ports' tx_burst took + dropped + consumed.
+    Queue N of one port goes to queue N of the other, modulo its number of queues. Every packet received is sent,
+    dropped or consumed: ipackets = packets that the ports' tx_burst took + dropped + consumed. Releases the GIL;
+    Ctrl-C ends it.
 
     Args:
         a: One port.
         b: The other port.
-        mode: "io" changes nothing, "macswap" exchanges the MAC addresses, "icmpecho" answers ARP and ICMP echo requests
-            to where they came from and consumes all else, "rxonly" consumes what comes, "txonly" sends 64-byte UDP
+        mode: "io" changes nothing; "macswap" exchanges the MAC addresses; "icmpecho" answers ARP and ICMP echo requests
+            to their sender and consumes everything else; "rxonly" consumes what arrives; "txonly" sends 64-byte UDP
             packets, as many as are taken.
-        seconds: How long; None: until Ctrl-C.
-        burst: Packets taken at a time, 1 to 1024.
-        on_full: What becomes of packets that the destination does not take. "drop": they are dropped. "retry": they are
-            offered again, and meanwhile nothing is received from the queue they came from, so that its guest is slowed
-            down. At most one burst waits for each queue and direction. Also with "retry" packets are dropped when the
+        seconds: How long to run; None means until Ctrl-C.
+        burst: Packets received at a time, 1 to 1024.
+        on_full: What happens to packets that the destination does not take. "drop": they are dropped. "retry": they are
+            offered again, and until then nothing is received from the queue they came from, which slows its guest
+            down. At most one burst waits for each queue and direction. Even with "retry", packets are dropped when the
             link is down, when the ring is stopped or broken, and at the end.
 
     Returns:
-        What both ports together received and sent meanwhile; `dropped` are the packets it had to drop, `consumed` those
-        that the mode does not send on.
+        What both ports together received and sent during the call. `dropped` counts the packets that had to be dropped,
+        `consumed` those that the mode does not send on.
 
     Raises:
-        ConfigError: Another mode or on_full, or a burst out of range.
-        VhostIoatError: A port is closed, or another thread is inside one of the queues. Its attribute `stats` is what
-            would have been returned.
+        ConfigError: `mode` or `on_full` is unknown, or `burst` is out of range.
+        VhostIoatError: A port is closed, or another thread is inside one of the queues. Its attribute `stats` holds
+            what would have been returned.
     """
 
     def counted() -> Stats:  # whoever resets the counters meanwhile

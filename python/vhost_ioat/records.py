@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a port reports: plain values, taken at one moment and never changing afterwards."""
+"""What a port reports: plain, immutable values, taken at one moment."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ __all__ = ["Control", "Engine", "Event", "Link", "Mempool", "PortInfo", "Region"
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counters since the port was made or `stats_reset()`; `later - earlier` is what happened between.
+    """Counters since the port was made or `stats_reset()`; `later - earlier` is what happened in between.
 
-    Bytes leave out the virtio header. Directions are the script's: "i" came from the guest, "o" went to it.
+    Bytes do not include the virtio header. The names are DPDK's; directions are the script's: "i" came from the guest,
+    "o" went to it.
 
     Attributes:
-        ipackets, opackets, ibytes, obytes: Received; published to the guest.
-        imissed: Dropped by the port because their ring was disabled.
-        ierrors: Malformed, from the guest; xstats has each reason (`rx_qN_..._dropped`).
-        oerrors: Taken by `tx_burst` and dropped, because the queue can never take them.
-        rx_nombuf: Times there was no packet memory: packets had to wait, or one was dropped because no piece of it was
-            large enough (`rx_qN_nombuf_dropped` of xstats counts these alone).
+        ipackets, opackets, ibytes, obytes: Received from the guest; published to the guest.
+        imissed: Packets the port dropped because their ring was disabled.
+        ierrors: Malformed packets from the guest; `xstats()` counts each reason (`rx_qN_..._dropped`).
+        oerrors: Packets taken by `tx_burst` and dropped because the queue can never take them.
+        rx_nombuf: How often there was no packet memory: packets had to wait, or one was dropped because no free piece
+            was large enough (`rx_qN_nombuf_dropped` of `xstats()` counts only the latter).
         q_ipackets, q_opackets, q_ibytes, q_obytes, q_errors: The same for each queue.
-        dropped: Of forward(): packets received that it had to drop, because the other port did not take them.
-        consumed: Of forward(): packets received that its mode does not send on.
+        dropped: Only from `forward()`: received packets it had to drop because the other port did not take them.
+        consumed: Only from `forward()`: received packets that its mode does not send on.
     """
 
     ipackets: int = 0
@@ -65,7 +66,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The link of a port; true when it is up, that is when some queue pair is started and enabled."""
+    """The link of a port; true when it is up, that is, when a queue pair is started and enabled."""
 
     up: bool
     speed_mbps: int
@@ -77,7 +78,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A piece of guest memory the port has mapped: guest-physical address and bytes."""
+    """A region of guest memory in the front end's memory table: guest-physical address and size in bytes."""
 
     gpa: int
     size: int
@@ -85,13 +86,13 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """A vring the front end has set up.
+    """A vring that the front end has set up.
 
     Attributes:
-        index: 2N is txq N, 2N+1 is rxq N; after the last, or 2 without the feature MQ, comes the control queue.
+        index: 2N is txq N and 2N+1 is rxq N. The control queue follows the last pair; without the feature MQ it is 2.
         size: Entries.
-        started, enabled: As the front end said.
-        broken: Which rule its driver broke, in a sentence, or None.
+        started, enabled: As the front end set them.
+        broken: The rule that its driver broke, in a sentence, or None.
     """
 
     index: int
@@ -107,11 +108,11 @@ class Engine:
 
     Attributes:
         queue: Number of the tx queue.
-        name: As in the devargs, "0000:00:04.0" or "sw0".
-        description: What it is.
+        name: "0000:00:04.0" or "sw0", as in the devargs; the name of the software engine that stands in.
+        description: Type and version, such as "software I/OAT 3.4".
         hardware: False for a software engine.
-        active: False while the CPU copies for it.
-        state: "ok", or what is wrong with it.
+        active: False while the CPU makes its copies.
+        state: "ok", or what is wrong with it, in words.
     """
 
     queue: int
@@ -129,9 +130,9 @@ class Mempool:
     Attributes:
         queue: Number of the rx queue.
         size: Bytes.
-        in_use: Bytes held by bursts, and by copies in flight that read them.
-        largest_free: Bytes of the largest piece that is free; a burst needs one for all its packets, so a packet that
-            is longer cannot be received.
+        in_use: Bytes held by bursts and by copies in flight that read them.
+        largest_free: Bytes of the largest free piece. A burst needs one piece for all its packets, so a packet that is
+            longer cannot be received.
     """
 
     queue: int
@@ -142,17 +143,17 @@ class Mempool:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the guest has asked for over its control queue (VIRTIO 1.2, 5.1.6.5), where a front end passes that on.
+    """What the guest has requested over its control queue (VIRTIO 1.2, 5.1.6.5), where a front end passes it on.
 
-    Most keep it to themselves: QEMU does, User-Mode Linux does not. It changes nothing for the port, which delivers
-    every packet.
+    Most front ends handle it themselves; QEMU does, User-Mode Linux does not. It changes nothing for the port, which
+    delivers every packet.
 
     Attributes:
         promiscuous, all_multicast, all_unicast, no_multicast, no_unicast, no_broadcast: The receive mode.
-        mac: The address it has chosen, as "52:54:00:12:34:56", or None.
-        unicast, multicast: The addresses of its filter.
-        vlans: The VLAN ids it wants, in order.
-        queue_pairs: How many it uses.
+        mac: The address that the guest has set, such as "52:54:00:12:34:56", or None.
+        unicast, multicast: The addresses in its MAC filter.
+        vlans: The VLAN ids in its filter, in ascending order.
+        queue_pairs: How many queue pairs it uses.
     """
 
     promiscuous: bool = False
@@ -170,21 +171,22 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class PortInfo:
-    """A port as it is now.
+    """The state of a port.
 
     Attributes:
-        driver: Name of the driver.
+        driver: Name of the driver, "eth_vhost_ioat".
         name, iface, queues, client: As in the devargs.
         features: Virtio feature bits negotiated with the driver, as a mask; 0 without a front end.
         protocol_features: vhost-user protocol feature bits negotiated with the front end, as a mask.
-        mtu: What the front end said with NET_SET_MTU, or 0.
-        regions: Guest memory.
-        rings: The vrings the front end has set up.
+        mtu: The value of the front end's NET_SET_MTU, or 0.
+        regions: Guest memory, by guest-physical address.
+        rings: The vrings that the front end has set up.
         engines: The DMA engines, one for each tx queue that has one.
-        last_error: The last thing that went wrong, in a sentence, or None.
-        state: "stopped", "listening", "connecting", "up" or "closed".
+        last_error: The last problem, in a sentence, or None.
+        state: "stopped", "listening", "connecting", "connected" (a front end is there, the link is down), "up" or
+            "closed".
         mempools: The packet memory of each rx queue.
-        control: What the guest has asked for over its control queue.
+        control: What the guest has requested over its control queue.
     """
 
     driver: str
@@ -206,13 +208,13 @@ class PortInfo:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a port, not asked for.
+    """Something that happened to a port and was not requested by the script.
 
     Attributes:
-        kind: "link", "queue", "engine", "peer" (a guest or front end broke a rule, or gave what is of no use), "guest"
-            (it asked for something over its control queue) or "port" (stopped or closed, and
-            by which thread).
-        queue: Queue number, or None when it is about the port.
+        kind: "link"; "queue"; "engine"; "peer" (a guest or front end broke a rule, or gave something unusable);
+            "guest" (it requested something over its control queue); "control" (the control thread could not do
+            something for this port); "port" (stopped or closed, and by which thread).
+        queue: Queue number, or None when the event concerns the whole port.
         rx: For a queue: True for rxq, False for txq.
         enabled: For "link" and "queue": the new state.
         text: A sentence.

@@ -25,7 +25,7 @@ TURN = 0.2  # seconds between two looks for Ctrl-C and two calls of `watch`
 
 @contextlib.contextmanager
 def _listener(path: str) -> Iterator[socket.socket]:
-    """A listening socket file that takes the place of one nobody serves any more, and is gone at the end."""
+    """A listening socket file. It replaces one that nobody serves any more, and is removed at the end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         mine, process = None, os.getpid()
         try:
@@ -37,7 +37,7 @@ def _listener(path: str) -> Iterator[socket.socket]:
             yield listening
         finally:
             with contextlib.suppress(FileNotFoundError):
-                # A signal may come at any place above: the socket knows whether it was bound. A child leaves it alone.
+                # A signal may arrive anywhere above: the socket knows whether it was bound. A child leaves it alone.
                 if (
                     process == os.getpid()
                     and listening.getsockname() == path
@@ -58,7 +58,7 @@ def _bind(listening: socket.socket, path: str) -> None:
 
 def _is_served(path: str) -> bool:
     if not Path(path).is_socket():
-        return True  # a file of somebody's: not ours to take away
+        return True  # somebody's file: not ours to remove
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # EAGAIN: it is served, with a full backlog
         return probe.connect_ex(path) != errno.ECONNREFUSED
@@ -73,28 +73,28 @@ def _somebody_waits(listening: socket.socket) -> bool:
 def serve(path: str, model: IoatModel | None = None, *, watch: Callable[[int], object] | None = None) -> None:
     """Present a software I/OAT as a PCI card to the virtual machines that connect to `path`; blocks.
 
-    One machine has the card at a time, others wait for it to leave; one that has not sent VERSION within 5 s makes way
-    for another. A machine may reboot, reset the card or vanish: the next one finds the card as after power-on, and
-    nothing mapped. Guest memory must be shared (`memory-backend-memfd,share=on`).
+    One machine has the card at a time; others wait for it to leave. A machine that has not sent VERSION within 5 s is
+    disconnected when another one waits. A machine may reboot, reset the card or vanish: the next one finds the card as
+    after power-on, with nothing mapped. Guest memory must be shared (`memory-backend-memfd,share=on`).
 
     Args:
-        path: The vfio-user socket, made here, readable by its owner only, and taken away at the end.
-        model: The device; by default `IoatModel(mode="threaded")`, an Ice Lake channel. Its faults apply to the guest.
+        path: The vfio-user socket. It is created here with mode 0600 and removed at the end.
+        model: The device; by default `IoatModel(mode="threaded")`, an Ice Lake channel. The guest sees its faults.
         watch: Called about five times a second, on the calling thread, with the number of mappings that the guest has
-            made; a true answer ends serving.
+            made. If it returns a true value, serving ends.
 
     Raises:
-        ConfigError: `path` cannot be that of a socket: empty, too long, with a NUL.
-        DmaError: `model` has a driver already (an IoatChannel, a port).
-        OSError: The socket cannot be made, or is served by another process.
-        KeyboardInterrupt: Ctrl-C, with nothing left behind.
+        ConfigError: `path` cannot be a socket path: it is empty, too long, not UTF-8, or contains NUL.
+        DmaError: `model` already has a driver (an IoatChannel, a port, another server).
+        OSError: The socket cannot be created, or another process serves it.
+        KeyboardInterrupt: Ctrl-C was pressed; nothing is left behind.
     """
     path = socket_path("path", path)
     if model is None:
         model = IoatModel(mode="threaded")
     server = VfioUserServer(model)
     connected = False
-    told: str | None = None  # the trouble told last
+    told: str | None = None  # the last problem reported
     with _listener(path) as listening:
         while not (watch and watch(server.maps)):
             if connected and not (server.makes_way and server.has_room and _somebody_waits(listening)):
@@ -109,7 +109,7 @@ def serve(path: str, model: IoatModel | None = None, *, watch: Callable[[int], o
                     server.attach(connection.detach())
                     connected = True
                 else:
-                    trouble = "what former ones sent is not closed yet"
+                    trouble = "fds that earlier machines sent are still being closed"
             except TimeoutError:
                 continue
             except OSError as error:  # out of file descriptors, or of threads

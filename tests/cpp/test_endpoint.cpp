@@ -190,7 +190,7 @@ TEST_CASE("endpoint: what a back end refuses reaches the front end, which may go
   CHECK_THROWS_AS(patient.set_vring(Request::SET_VRING_NUM, 1, 0), ProtocolError);
   patient.set_vring(Request::SET_VRING_NUM, 1, 2);
   CHECK_THROWS_AS(patient.get_vring_base(5), Disconnected);
-  CHECK(port.wait_gone() == "broken: GET_VRING_BASE: there is no ring 5, this port has 4 (two for each of its queues)");
+  CHECK(port.wait_gone() == "broken: GET_VRING_BASE: there is no ring 5; this port has 4 (two for each of its queues)");
 }
 
 TEST_CASE("endpoint: a broken frame ends the connection, the next front end is served") {
@@ -413,8 +413,8 @@ TEST_CASE("endpoint: a socket left behind is replaced, anything else is not touc
 TEST_CASE("endpoint: bad paths have clear errors") {
   const Directory dir;
   CHECK_THROWS_WITH_AS(Port({""}), doctest::Contains("empty"), ConfigError);
-  CHECK_THROWS_WITH_AS(Port({std::string(108, 'x')}), doctest::Contains("108 bytes, a socket address holds 107"),
-                       ConfigError);
+  CHECK_THROWS_WITH_AS(Port({std::string(108, 'x')}),
+                       doctest::Contains("108 bytes, but a socket address holds at most 107"), ConfigError);
   CHECK_THROWS_AS(Port({.path = std::string(108, 'x'), .client = true}), ConfigError);
   CHECK_THROWS_AS(Port({std::string("a\0b", 3)}), ConfigError);
   try {

@@ -118,7 +118,7 @@ TEST_CASE("a region that its file does not hold is refused") {
   CHECK_THROWS_AS(GuestMapping::from_fd(fd.get(), UINT64_MAX - 10, 20), Error);
   CHECK_THROWS_AS(GuestMapping::from_fd(fd.get(), 20, UINT64_MAX - 10), Error);
   CHECK_THROWS_AS(GuestMapping::from_fd(fd.get(), 0, 0), Error);
-  CHECK(message_of([&] { GuestMapping::from_fd(fd.get(), page, 4 * page); }).find("ends behind its file") !=
+  CHECK(message_of([&] { GuestMapping::from_fd(fd.get(), page, 4 * page); }).find("ends beyond its file") !=
         std::string::npos);
 }
 
@@ -135,12 +135,12 @@ TEST_CASE("memory that cannot be shared is told from what is wrong, with its rea
   const UniqueFd zero(open("/dev/zero", O_RDWR | O_CLOEXEC)), folder(open("/dev/shm", O_RDONLY | O_CLOEXEC));
   CHECK(reason(disk.get()).find("memory-backend-memfd") != std::string::npos);
   for (const int fd : {event.get(), zero.get(), -1}) {
-    CHECK(message_of([&] { GuestMapping::from_fd(fd, 0, page); }).find("no regular file") != std::string::npos);
+    CHECK(message_of([&] { GuestMapping::from_fd(fd, 0, page); }).find("not a regular file") != std::string::npos);
   }
   const UniqueFd file = memory_file(page);
   const std::string path = format("/proc/self/fd/%d", file.get());
   const UniqueFd rom(open(path.c_str(), O_RDONLY | O_CLOEXEC)), name(open(path.c_str(), O_PATH | O_CLOEXEC));
-  CHECK(reason(rom.get()) == "its fd is open for reading only, as of a ROM");
+  CHECK(reason(rom.get()) == "its fd is open for reading only, like that of a ROM");
   CHECK(reason(name.get()).find("memory-backend-memfd") != std::string::npos);
 
   const UniqueFd sealed(memfd_create("sealed", MFD_CLOEXEC | MFD_ALLOW_SEALING));

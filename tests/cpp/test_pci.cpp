@@ -87,7 +87,7 @@ TEST_CASE("a group that the kernel shares is reported with the devices that hold
   tree.device("0000:00:04.1", "8086:2021", "ioatdma", 3);
   tree.device("0000:00:1c.0", "8086:2021", "pcieport", 3);
   CHECK(missing(tree) ==
-        "IOMMU group 3 is not viable, drivers of the kernel hold 0000:00:04.1 (ioatdma): unbind them or bind them to "
+        "IOMMU group 3 is not viable because kernel drivers hold 0000:00:04.1 (ioatdma): unbind them or bind them to "
         "vfio-pci");
 }
 
@@ -108,6 +108,6 @@ TEST_CASE("an address without a device, or with another device, says so") {
                        "0000:00:09.0: there is no such PCI device here; `vhost-ioat devices` lists the I/OAT channels",
                        DmaError);
   CHECK_THROWS_WITH_AS(dma::inspect("0000:00:1f.0", tree.tree()),
-                       "0000:00:1f.0: 8086:2918 is not an I/OAT channel; `vhost-ioat devices` lists those there are",
+                       "0000:00:1f.0: 8086:2918 is not an I/OAT channel; `vhost-ioat devices` lists the I/OAT channels",
                        DmaError);
 }

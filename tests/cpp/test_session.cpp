@@ -62,7 +62,7 @@ TEST_CASE("session: a malformed message ends the connection whatever was negotia
   Message shorter(Request::SET_FEATURES, uint64_t{0});
   shorter.size = 7;
   CHECK(bench.ask(std::move(shorter)) == Next::close);
-  CHECK(bench.session.error() == "SET_FEATURES has a payload of 7 bytes, it needs 8");
+  CHECK(bench.session.error() == "SET_FEATURES has a payload of 7 bytes, but needs 8");
   CHECK_FALSE(bench.reply);
 }
 

@@ -61,8 +61,8 @@ TEST_CASE("session memory: a table that cannot be had leaves the old one, no map
   refused({{0, page, 0x70000, 0}, {page, page, 0x70000, 0}}, "overlap in front-end addresses");
   refused({{UINT64_MAX - page + 2, page, 0, 0}}, "wraps");
   refused({{0, page, UINT64_MAX - page + 2, 0}}, "wraps");
-  refused({{0, 2 * page, 0, 15 * page}}, "ends behind its file");
-  refused({{0, page, 0, UINT64_MAX - page + 1}}, "ends behind its file");
+  refused({{0, 2 * page, 0, 15 * page}}, "ends beyond its file");
+  refused({{0, page, 0, UINT64_MAX - page + 1}}, "ends beyond its file");
   refused({{0, uint64_t{1} << 40, 0, 0}}, "max_guest_mem");
   refused({{0, UINT64_MAX, 0, 0}, {1, UINT64_MAX, 0, 0}}, "max_guest_mem");
   refused({{0, 8 * page, 0, 0}, {8 * page, 9 * page, 0x90000, 0}}, "max_guest_mem");
@@ -72,7 +72,7 @@ TEST_CASE("session memory: a table that cannot be had leaves the old one, no map
   REQUIRE(::pipe(ends) == 0);
   pipes.fds.emplace_back(ends[0]);
   ::close(ends[1]);
-  bench.refused(std::move(pipes), "no regular file");
+  bench.refused(std::move(pipes), "not a regular file");
   CHECK(open_fds() == fds);
   CHECK(memfd_mappings() == maps);
 }
@@ -120,7 +120,7 @@ TEST_CASE("session memory: 509 regions are added one by one, the next is refused
   const size_t fds = open_fds_at_rest();
   const auto region = [](uint64_t i) { return wire::MemRegion{i * page, page, 0x40000000 + i * page, 0}; };
   for (uint64_t i = 0; i < 509; ++i) REQUIRE(bench.send(file.add(region(i))) == Next::proceed);
-  bench.refused(file.add(region(509)), "all 509 memory slots are taken");
+  bench.refused(file.add(region(509)), "all 509 memory slots are in use");
   CHECK(open_fds() == fds);
 
   wire::MemRegion wrong = region(5);

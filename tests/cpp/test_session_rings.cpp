@@ -63,8 +63,8 @@ TEST_CASE("session rings: an index is checked in all its bits") {
   }
   for (Request request : {Request::SET_VRING_KICK, Request::SET_VRING_CALL, Request::SET_VRING_ERR}) {
     bench.refused(Message(request, uint64_t{0x1ff}), "there is no ring 255");
-    bench.refused(Message(request, uint64_t{0x300}), "has bits besides");
-    bench.refused(Message(request, uint64_t{1} << 32 | 0x100), "has bits besides");
+    bench.refused(Message(request, uint64_t{0x300}), "has bits other than");
+    bench.refused(Message(request, uint64_t{1} << 32 | 0x100), "has bits other than");
   }
 }
 
@@ -275,9 +275,9 @@ TEST_CASE("session rings: an fd that is of no use costs only itself, and is told
                                                         {pipe[1], !kick, "a pipe"},
                                                         {sockets[0], !kick, "a socket"},
                                                         {sockets[1], !kick, "a socket"},
-                                                        {::open("/dev/null", O_RDWR), false, "neither"},
-                                                        {::open("/", O_RDONLY), false, "neither"},
-                                                        {::open("/", O_PATH), false, "only a name"}}) {
+                                                        {::open("/dev/null", O_RDWR), false, "not an eventfd"},
+                                                        {::open("/", O_RDONLY), false, "not an eventfd"},
+                                                        {::open("/", O_PATH), false, "O_PATH"}}) {
       bench.device.remarks.clear();
       REQUIRE(bench.send(request, uint64_t{0}, UniqueFd(sent.fd)) == Next::proceed);
       CHECK((bench.ring(0).*which != nullptr) == sent.useful);

@@ -240,7 +240,7 @@ TEST_CASE("a refused mapping says which limit and how to raise it") {
   }
   machine.kernel.errors[VFIO_IOMMU_MAP_DMA] = ENOSPC;
   CHECK_THROWS_WITH_AS(device->map(0x10000, page, sizeof page),
-                       "0000:00:04.0: VFIO takes no more mappings (dma_entry_limit of vfio_iommu_type1): use larger "
+                       "0000:00:04.0: VFIO accepts no more mappings (dma_entry_limit of vfio_iommu_type1): use larger "
                        "regions",
                        DmaError);
   CHECK(device->revoke() == dma::Step::done);  // nothing is mapped
@@ -309,7 +309,7 @@ TEST_CASE("each refusal on the way to the device says what to do") {
   }
   SUBCASE("interrupt remapping") {
     kernel.errors[VFIO_SET_IOMMU] = EPERM;
-    CHECK(says(machine.failure(), "turn interrupt remapping on"));
+    CHECK(says(machine.failure(), "turn on interrupt remapping"));
   }
   SUBCASE("old kernel") {
     kernel.knows_ranges = false;

@@ -179,7 +179,7 @@ TEST_CASE("anything before VERSION, and a second VERSION, ends the connection") 
   CHECK(says(monitor.dropped(), "VERSION must be the first message"));
   Monitor twice;
   twice.send(Command::version, bytes(Version{0, 1}));
-  CHECK(says(twice.dropped(), "comes once"));
+  CHECK(says(twice.dropped(), "only once"));
 }
 
 TEST_CASE("the card is described: regions, interrupts, reset") {
@@ -598,11 +598,11 @@ TEST_CASE("sizes that cannot be, replies and too many fds end the connection") {
   Monitor monitor;
   SUBCASE("shorter than a header") {
     monitor.put(bytes(Header{1, 4, 15, 0, 0}));
-    CHECK(says(monitor.dropped(), "a message of 15 bytes"));
+    CHECK(says(monitor.dropped(), "a message has 15 bytes"));
   }
   SUBCASE("longer than anything of use") {
     monitor.put(bytes(Header{1, 10, UINT32_MAX, 0, 0}));
-    CHECK(says(monitor.dropped(), "a message of 4294967295 bytes"));
+    CHECK(says(monitor.dropped(), "a message has 4294967295 bytes"));
   }
   SUBCASE("a reply") {
     monitor.put(bytes(Header{1, 4, 16, type_reply, 0}));

@@ -47,7 +47,7 @@ def test_lists_its_commands():
 def test_the_demo_holds(options):
     done = run("demo", "--seconds", "1", *options)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "every packet came once, in order, and unaltered" in done.stdout
+    assert "every packet arrived once, in order and unaltered" in done.stdout
     assert ("software I/OAT" in done.stdout) == ("--no-engine" not in options)
 
 

@@ -122,7 +122,7 @@ def test_each_option_reads_its_text(text, field, value):
         ("iface=/v,mq=2", "mq=2: must be 0 or 1"),
         ("iface=/v,name=mq", "name=mq: is the name of an option"),
         ("iface=/v,name=a/b", "name=a/b: must be 1 to 63"),
-        ("iface=/" + "x" * 107, "has 108 bytes, a socket's path may have 107"),
+        ("iface=/" + "x" * 107, "has 108 bytes, but a socket path may have at most 107"),
         ("iface=/" + "\u00e9" * 54, "has 109 bytes"),
         ("iface=/a\0b", "NUL"),
         ("iface=/tmp/\udcff", "a path must be UTF-8"),

@@ -204,4 +204,4 @@ def test_the_command_shows_what_was_dropped(socket_path, policy):
         process.wait()
     assert (process.returncode, errors) == (0, "")
     assert f"on_full={policy}" in output
-    assert "without room" in output
+    assert "because the port was full" in output

@@ -38,9 +38,9 @@ def altered(packet):
     ("spoil", "reason"),
     [
         (lambda p: [p[0], altered(p[1])], "packet 1 differs at byte 20 of"),
-        (lambda p: [p[1], p[0]], "packet 1 came instead of 0"),
-        (lambda p: [p[0], p[0]], "packet 0 came instead of 1"),
-        (lambda p: [p[0], p[2]], "packet 2 came instead of 1"),
+        (lambda p: [p[1], p[0]], "packet 1 arrived instead of 0"),
+        (lambda p: [p[0], p[0]], "packet 0 arrived instead of 1"),
+        (lambda p: [p[0], p[2]], "packet 2 arrived instead of 1"),
         (lambda p: [p[0], p[1][:-1]], "packet 1 has 65535 bytes instead of 65536"),
         (lambda p: [p[0] + b"\0"], "packet 0 has 65 bytes instead of 64"),
     ],

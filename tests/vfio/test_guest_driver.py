@@ -89,4 +89,4 @@ def test_a_group_that_the_kernel_shares_is_not_viable(socket_path: str) -> None:
         vm.run("modprobe vfio_iommu_type1")
         vm.bind(first, "vfio-pci")
         vm.bind(second, "ioatdma")
-        assert f"is not viable, drivers of the kernel hold {second} (ioatdma)" in probe(vm)
+        assert f"is not viable because kernel drivers hold {second} (ioatdma)" in probe(vm)

@@ -73,7 +73,7 @@ def test_when_the_card_leaves_the_bus_the_queue_goes_on_by_cpu_copies(socket_pat
 
 def test_when_the_server_is_killed_under_load_the_queue_goes_on_by_cpu_copies(socket_path: str) -> None:
     server = Console([sys.executable, "-m", "vhost_ioat", "ioat-device", socket_path, "--latency", "1ms"])
-    server.expect("QEMU takes it by")
+    server.expect("add it to QEMU with")
     with server, VM(socket_path, iommu=True, host=True, memory=1024) as vm:
         vm.send(command(vm))
         vm.expect(r"^running$", 120)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line. Needs typer and rich, the extra `cli`."""
+"""The command line. It needs typer and rich (the extra `cli`)."""
 
 from .app import app
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The commands and their options; what they do is in a module each."""
+"""The commands and their options; each command has a module of its own."""
 
 from __future__ import annotations
 
@@ -71,24 +71,24 @@ def options(
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: as Ctrl-C, so that everything is given back on the way out."""
+    """SIGTERM or SIGHUP: handled like Ctrl-C, so that everything is released on the way out."""
 
 
 @contextlib.contextmanager
 def _running(endless: bool = False) -> Iterator[None]:
-    """What each command runs in: how it ends by signals and by errors.
+    """The context of each command: how it ends on signals and errors.
 
-    Ctrl-C, SIGTERM and SIGHUP unwind it, so that sockets, folders and processes go with it. That is the normal end of
-    an `endless` command, status 0; of others the status is 128 and the signal's number. What a user can mend is one
-    line and status 2.
+    Ctrl-C, SIGTERM and SIGHUP unwind it, so that its sockets, directories and processes are removed. That is the normal
+    end of an `endless` command, with status 0; for others the status is 128 plus the signal's number. An error that the
+    user can fix is reported on one line, with status 2.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
         for other in handled:
-            signal.signal(other, signal.SIG_IGN)  # once is enough; Ctrl-C may still cut the cleaning short
+            signal.signal(other, signal.SIG_IGN)  # once is enough; Ctrl-C may still cut the clean-up short
         raise Terminated(number)
 
-    # One that was started with a signal ignored, by nohup, goes on ignoring it.
+    # A command that was started with a signal ignored, as by nohup, continues to ignore it.
     handled = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, end) for number in handled}
     try:
@@ -109,14 +109,14 @@ def _running(endless: bool = False) -> Iterator[None]:
 @app.command()
 def demo(
     seconds: Annotated[
-        float, typer.Option("--seconds", "-t", callback=_duration, help="How long packets are made.")
+        float, typer.Option("--seconds", "-t", callback=_duration, help="How long to send, in seconds.")
     ] = 5.0,
     queues: Annotated[int, typer.Option("--queues", "-q", min=1, max=128, help="Queue pairs.")] = 1,
-    engine: Annotated[bool, typer.Option(help="Copy large packets by a software I/OAT engine per queue.")] = True,
+    engine: Annotated[bool, typer.Option(help="Copy large packets by a software I/OAT engine for each queue.")] = True,
 ) -> None:
-    """A port and an embedded guest exchange packets; every byte and the order are checked both ways.
+    """Exchange packets between a port and an embedded guest; every byte and the order are checked in both directions.
 
-    The guest is a second process, the socket a real one. The exit status is 0 only if nothing was lost or altered.
+    The guest is a second process and the socket is real. The exit status is 0 only if nothing was lost or altered.
     """
     with _running():
         held = demo_command.run(seconds, queues, engine, console())
@@ -126,18 +126,18 @@ def demo(
 
 @app.command()
 def fwd(
-    devargs: Annotated[list[str], typer.Argument(help="One or two ports, as iface=/tmp/vhost0.sock,queues=2.")],
-    mode: Annotated[Mode, typer.Option("--mode", "-m", help="What to do with a packet.")] = Mode.IO,
+    devargs: Annotated[list[str], typer.Argument(help="One or two ports, such as iface=/tmp/vhost0.sock,queues=2.")],
+    mode: Annotated[Mode, typer.Option("--mode", "-m", help="What to do with each packet.")] = Mode.IO,
     seconds: Annotated[
-        float | None, typer.Option("--seconds", "-t", callback=_duration, help="Stop after so long.")
+        float | None, typer.Option("--seconds", "-t", callback=_duration, help="Stop after this many seconds.")
     ] = None,
     on_full: Annotated[
-        OnFull, typer.Option("--on-full", help="Packets the other port does not take: drop them, or offer them again.")
+        OnFull, typer.Option("--on-full", help="Drop packets the other port does not take, or offer them again.")
     ] = OnFull.DROP,
 ) -> None:
-    """Forward packets between two ports, or back where they came from with one; Ctrl-C ends it."""
+    """Forward packets between two ports or, with one port, back to the sender. Ctrl-C ends it."""
     if len(devargs) > 2:
-        raise typer.BadParameter("one or two ports")
+        raise typer.BadParameter(f"{len(devargs)} ports; give one or two ports")
     with _running(endless=True):
         fwd_command.run(devargs, mode.value, seconds, on_full.value, console())
 
@@ -154,19 +154,20 @@ def ioat_device(
     path: Annotated[str, typer.Argument(metavar="SOCKET", help="Where virtual machines connect (vfio-user).")],
     device_id: Annotated[str, typer.Option(metavar="ID", help="PCI device id: 0x0b00 or 0x2021.")] = "0x0b00",
     cbver: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="0x34 is version 3.4. By default that of the id.")
+        str | None, typer.Option(metavar="VERSION", help="0x34 is version 3.4; the default depends on the id.")
     ] = None,
     latency: Annotated[
-        str | None, typer.Option(metavar="TIME", help="From a doorbell to the first fetch, as 20ms.")
+        str | None, typer.Option(metavar="TIME", help="Time from a doorbell to the first fetch, such as 20ms.")
     ] = None,
-    bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="At most, as 4GB/s.")] = None,
+    bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="Fastest copy rate, such as 4GB/s.")] = None,
     fault: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KIND[=VALUE][@NTH]", help="May be given several times: " + ", ".join(device_command.FAULTS)
+            metavar="KIND[=VALUE][@NTH]",
+            help="A fault to inject; may be given several times: " + ", ".join(device_command.FAULTS),
         ),
     ] = None,
 ) -> None:
-    """Serve the software I/OAT as a PCI card for virtual machines; Ctrl-C ends it."""
+    """Serve the software I/OAT as a PCI card for virtual machines. Ctrl-C ends it."""
     with _running(endless=True):
         device_command.run(path, device_id, cbver, latency, bandwidth, fault or [], console())

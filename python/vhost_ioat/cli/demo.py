@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`vhost-ioat demo`: a port here, an embedded guest in a second process, and packets checked at both ends."""
+"""`vhost-ioat demo`: a port here, an embedded guest in a second process, and packets that both ends check."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .format import count, rates, scaled
 from .stream import Receiver, Sender, Stream
 
 REFRESH = 0.25  # seconds
-PATIENCE = 10.0  # seconds without a packet after which what is missing counts as lost
+PATIENCE = 10.0  # seconds without a packet after which missing ones count as lost
 RING_SIZE = 1024  # room for 30 of the largest packets
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TO_GUEST, FROM_GUEST = 1, 2  # seeds
@@ -42,18 +42,18 @@ class Totals:
 
 
 class End:
-    """One end of the demo: a sender and a receiver for each queue, and what they add up to."""
+    """One end of the demo: a sender and a receiver for each queue, and their totals."""
 
     def __init__(self, queues: int, sends: int, receives: int) -> None:
         self.senders = [Sender(Stream(sends * 1000 + queue)) for queue in range(queues)]
         self.receivers = [Receiver(Stream(receives * 1000 + queue)) for queue in range(queues)]
 
     def sent(self) -> Totals:
-        """Taken by the ring."""
+        """What the ring has taken."""
         return Totals(sum(s.packets for s in self.senders), sum(s.octets for s in self.senders))
 
     def received(self) -> Totals:
-        """Checked."""
+        """What has been received and checked."""
         return Totals(
             sum(r.packets for r in self.receivers),
             sum(r.octets for r in self.receivers),
@@ -64,9 +64,9 @@ class End:
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-    """While a process starts: half started, it would end with a traceback of its own. It begins with them blocked.
+    """Delay signals while a process starts: half started, it would end with a traceback. It starts with them blocked.
 
-    Here blocking is not enough: another thread may take the signal, and Python runs its handler in this one.
+    In this process blocking is not enough: another thread may take the signal, and Python runs the handler in this one.
     """
     resource_tracker.ensure_running()  # it unblocks signals when it starts
     came: list[int] = []
@@ -87,7 +87,7 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _guest_process(path: str, queues: int, parent: Connection) -> None:
-    """The second process. It is told "stop", and tells its totals every now and then and at the end."""
+    """The second process. It reports its totals at intervals and at the end, and is told when to stop sending."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the other one ends this
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     end = End(queues, FROM_GUEST, TO_GUEST)
@@ -128,7 +128,7 @@ def _guest_process(path: str, queues: int, parent: Connection) -> None:
 
 
 class Demo:
-    """The port's end, and the guest's counts as it tells them."""
+    """The port's end, and the counts that the guest reports."""
 
     def __init__(self, port: EthVhost, guest: Connection, queues: int) -> None:
         self.port, self.guest, self.queues = port, guest, queues
@@ -138,7 +138,7 @@ class Demo:
         self.started, self.stopped = time.monotonic(), 0.0
 
     def exchange(self, sending: bool) -> bool:
-        """One round over all queues; True when packets came."""
+        """One round over all queues; True when packets arrived."""
         came = False
         for queue in range(self.queues):
             if sending:
@@ -152,13 +152,13 @@ class Demo:
         return came
 
     def hear(self) -> None:
-        """Take the guest's counts."""
+        """Read the counts that the guest has reported."""
         while self.guest.poll():
             self.guest_finished, sent, received = self.guest.recv()
             self.guest_sent, self.guest_received = Totals(**sent), Totals(**received)
 
     def run(self, seconds: float, live: Live) -> None:
-        """Exchange packets for some time, then wait for those on their way."""
+        """Exchange packets for some time, then wait for those in flight."""
         shown = self.started = time.monotonic()
         while (now := time.monotonic()) - self.started < seconds:
             self.exchange(sending=True)
@@ -193,7 +193,7 @@ class Demo:
         return table
 
     def problems(self) -> list[str]:
-        """What went wrong; nothing if all held."""
+        """What went wrong; empty if nothing did."""
         found = []
         stats = self.port.stats()
         for name, sent, received in (
@@ -203,13 +203,13 @@ class Demo:
             if received.errors:
                 found.append(f"{name}: {received.errors} packets were wrong; the first: {received.first_error}")
             if received.packets + received.errors != sent.packets:
-                found.append(f"{name}: {sent.packets} packets were sent, {received.packets + received.errors} came")
+                found.append(f"{name}: {sent.packets} packets were sent, {received.packets + received.errors} arrived")
             if not received.packets:
-                found.append(f"{name}: no packet came")
+                found.append(f"{name}: no packet arrived")
         lost = {name: getattr(stats, name) for name in ("imissed", "ierrors", "oerrors")}
         found += [f"the port counts {name} = {number}" for name, number in lost.items() if number]
         if (sent_by_port := self.end.sent().packets) != stats.opackets:
-            found.append(f"the port counts {stats.opackets} packets published, {sent_by_port} were given to it")
+            found.append(f"the port counts {stats.opackets} packets published, but {sent_by_port} were given to it")
         return found
 
 
@@ -233,18 +233,18 @@ def _summary(demo: Demo, console: Console) -> bool:
     for problem in problems:
         console.print(problem, style="red")
     if not problems:
-        console.print("every packet came once, in order, and unaltered", style="green")
+        console.print("every packet arrived once, in order and unaltered", style="green")
     return not problems
 
 
 def run(seconds: float, queues: int, engine: bool, console: Console) -> bool:
-    """Run the demo; True when every packet came once, in order and unaltered, both ways."""
+    """Run the demo; True when every packet arrived once, in order and unaltered, in both directions."""
     ioats: Any = {queue: f"sw{queue}" for queue in range(queues)} if engine else {}
     context = multiprocessing.get_context("spawn")  # a forked child must not use the parent's port
     with TemporaryDirectory(prefix="vhost-ioat-") as directory:
         path = str(Path(directory) / "demo.sock")
         console.print(
-            f"a port and an embedded guest in a process of its own exchange packets for {seconds:g} s", highlight=False
+            f"a port and an embedded guest in its own process exchange packets for {seconds:g} s", highlight=False
         )
         with EthVhost(path, queues=queues, ioats=ioats) as port:
             ours, theirs = context.Pipe()
@@ -254,7 +254,7 @@ def run(seconds: float, queues: int, engine: bool, console: Console) -> bool:
                     guest.start()
                 theirs.close()
                 if not port.wait_link(timeout=PATIENCE):
-                    console.print(f"the guest did not come within {PATIENCE:g} s", style="red")
+                    console.print(f"the guest did not connect within {PATIENCE:g} s", style="red")
                     return False
                 demo = Demo(port, ours, queues)
                 with Live(console=console, auto_refresh=False, transient=True) as live:

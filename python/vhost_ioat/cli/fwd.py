@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`vhost-ioat fwd`: the native forwarding loop with statistics beside it."""
+"""`vhost-ioat fwd`: the native forwarding loop, with statistics."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ BURST = 64  # packets
 
 
 def _lost(port: EthVhost) -> int:
-    """Packets from the guest that never came into a burst, each counted by name in `stats()` or `xstats()`."""
+    """Packets from the guest that never reached a burst; each is counted in `stats()` or `xstats()`."""
     now = port.stats()
     without_memory = sum(value for name, value in port.xstats().items() if name.endswith("_nombuf_dropped"))
     return now.imissed + now.ierrors + without_memory
 
 
 def _table(ports: list[EthVhost], forwarder: _core.Forwarder, before: dict[EthVhost, Stats], seconds: float) -> Table:
-    """The counters, and the rates since `before`, which becomes now.
+    """The counters, and the rates since `before`, which is updated.
 
-    Dropped on the way in: by the port. On the way out: by the port, and by the loop because the port did not take them.
+    On the way in, the port drops packets; on the way out, the port does, and the loop when the port does not take them.
     """
     table = Table("port", "link", "", "packets", "dropped", "packet rate", "bit rate")
     for port, side in zip(ports, forwarder.sides(), strict=False):
@@ -47,7 +47,7 @@ def _table(ports: list[EthVhost], forwarder: _core.Forwarder, before: dict[EthVh
 
 
 def run(devargs: list[str], mode: Any, seconds: float | None, on_full: Any, console: Console) -> None:
-    """Forward until the time is over, or a signal ends it; then print the totals."""
+    """Forward until the time is over or a signal ends it; then print the totals."""
     with ExitStack() as opened:
         ports = [opened.enter_context(EthVhost.from_devargs(text)) for text in devargs]
         _forward(ports, _core.Forwarder(ports[0], ports[-1], mode, BURST, on_full), seconds, console)
@@ -71,4 +71,5 @@ def _forward(ports: list[EthVhost], forwarder: _core.Forwarder, seconds: float |
     took = time.monotonic() - started
     console.print(_table(ports, forwarder, {port: Stats() for port in ports}, took))
     full, down = (sum(side[reason] for side in forwarder.sides()) for reason in ("dropped_full", "dropped_down"))
-    console.print(f"{took:.1f} s; dropped: {full} without room, {down} with the link down", highlight=False)
+    dropped = f"{full} because the port was full, {down} because the link was down"
+    console.print(f"{took:.1f} s; dropped: {dropped}", highlight=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`vhost-ioat ioat-device`: the software I/OAT as a PCI card for virtual machines, with its counters and its faults."""
+"""`vhost-ioat ioat-device`: the software I/OAT as a PCI card for virtual machines, with counters and faults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _UNITS = {
 
 
 def number(what: str, text: str, limit: int, base: int = 0) -> int:
-    """`0x0b00` or `2816`."""
+    """A number such as `0x0b00` or `2816`."""
     try:
         value = int(text, base)
     except ValueError:  # also one of thousands of digits
@@ -41,7 +41,7 @@ def number(what: str, text: str, limit: int, base: int = 0) -> int:
 
 
 def amount(kind: str, text: str) -> int:
-    """`20ms` in nanoseconds, `4GB/s` in bytes per second."""
+    """A time such as `20ms` in nanoseconds, or a rate such as `4GB/s` in bytes per second."""
     units = _UNITS[kind]
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(\D+)", text)
     if not match or match[2] not in units:
@@ -50,12 +50,12 @@ def amount(kind: str, text: str) -> int:
     if value >= 2**63:
         raise ConfigError(f"{kind} {text!r}: at most {2**63 // max(units.values())} {next(iter(units))}")
     if kind == "bandwidth" and round(value) == 0:
-        raise ConfigError(f"{kind} {text!r}: at this rate no copy would end; for no limit, leave it out")
+        raise ConfigError(f"{kind} {text!r}: at this rate no copy would ever end; leave the option out for no limit")
     return round(value)
 
 
 def fault(text: str) -> tuple[str, int, int]:
-    """KIND[=VALUE][@NTH] as kind, value and nth. `error` without a value is a read error (CHANERR bit 8)."""
+    """Split KIND[=VALUE][@NTH] into kind, value and nth. `error` without a value is a read error (CHANERR bit 8)."""
     match = re.fullmatch(r"([a-z_-]+)(?:=(\d+))?(?:@(\d+))?", text)
     kind = match[1].replace("-", "_") if match else ""
     if not match or kind not in FAULTS:
@@ -74,7 +74,7 @@ def run(
     faults: list[str],
     console: Console,
 ) -> None:
-    """Serve until Ctrl-C, and print the counters when they have changed, at most once a second."""
+    """Serve until Ctrl-C, and print the counters when they change, at most once a second."""
     identity = number("device id", device_id, 0xFFFF)
     version = number("version", cbver, 0xFF) if cbver is not None else VERSIONS.get(identity, 0x32)
     model = dma.IoatModel(identity, version, mode="threaded")
@@ -90,7 +90,7 @@ def run(
     def watch(maps: int) -> None:
         nonlocal shown, shown_at
         if not shown_at:  # the socket is there by now
-            say(f"8086:{identity:04x}, version {version >> 4}.{version & 15}, is at {path}; QEMU takes it by")
+            say(f"8086:{identity:04x}, version {version >> 4}.{version & 15}, is at {path}; add it to QEMU with")
             say(f'  -device \'{{"driver":"vfio-user-pci","socket":{{"path":"{path}","type":"unix"}}}}\'')
         line = " ".join(f"{name}={value}" for name, value in model.counters().items()) + f" maps={maps}"
         if line != shown and time.monotonic() - shown_at >= 1:

@@ -12,11 +12,11 @@ __all__ = ["Receiver", "Sender", "Stream"]
 
 SMALLEST, LARGEST = 64, 65536
 _LENGTHS, _POOL = 1021, 1 << 20  # a prime, so that lengths and contents meet in ever new pairs
-_NUMBER = 8  # bytes of the packet's number, at its begin
+_NUMBER = 8  # bytes of the packet's number, at its start
 
 
 class Stream:
-    """Packets of 64 to 65536 bytes, small ones more often; `seed` tells streams apart."""
+    """Packets of 64 to 65536 bytes, small ones more often; `seed` makes streams differ."""
 
     def __init__(self, seed: int) -> None:
         random_numbers = random.Random(seed)
@@ -34,7 +34,7 @@ class Stream:
 
 @dataclass
 class Sender:
-    """The sending end: what is taken by the ring is counted, the rest is offered again."""
+    """The sending end: packets that the ring takes are counted, the others are offered again."""
 
     stream: Stream
     batch: int = 32
@@ -49,7 +49,7 @@ class Sender:
         return self._waiting
 
     def taken(self, count: int) -> None:
-        """So many of the last batch were taken, from the front."""
+        """`count` packets of the last batch were taken, from the front."""
         self.packets += count
         self.octets += sum(map(len, self._waiting[:count]))
         del self._waiting[:count]
@@ -66,7 +66,7 @@ class Receiver:
     first_error: str = ""
 
     def receive(self, packets: Iterable[Any]) -> None:
-        """Check packets in the order they came."""
+        """Check packets in the order in which they arrived."""
         for packet in packets:
             expected = self.stream.packet(self.packets + self.errors)
             if packet == expected:
@@ -80,7 +80,7 @@ class Receiver:
             number, wanted = int.from_bytes(packet[:_NUMBER], "big"), self.packets
             at = next((n for n, pair in enumerate(zip(packet, expected, strict=False)) if pair[0] != pair[1]), None)
             if number != wanted:
-                self.first_error = f"packet {number} came instead of {wanted}"
+                self.first_error = f"packet {number} arrived instead of {wanted}"
             elif at is not None:
                 self.first_error = f"packet {wanted} differs at byte {at} of {len(expected)}"
             else:

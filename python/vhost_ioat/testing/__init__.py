@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Test kit for virtual switches and their rings.
 
-`model` is the split ring in plain Python, `frontend` a raw vhost-user front end, `explain` shows a ring as text. These
-need nothing. `strategies` and `stateful` need Hypothesis, `plugin` is loaded by pytest itself: the extra `testing`.
+`model` is the split ring in plain Python, `frontend` is a raw vhost-user front end, and `explain` shows a ring as text.
+These have no dependencies. `strategies` and `stateful` need Hypothesis, and pytest loads `plugin` automatically; the
+extra `testing` installs both.
 """
 
 from .explain import explain

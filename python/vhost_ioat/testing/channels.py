@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""State machine for a DMA channel: what it copied must be what copies in their order would have left."""
+"""State machine for a DMA channel: memory must be as if its operations had run in order."""
 
 from __future__ import annotations
 
@@ -13,69 +13,70 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 __all__ = ["DmaChannel", "DmaMachine"]
 
-BASE, HALF = 0x100000, 1 << 16  # address of the memory; each of its halves
+BASE, HALF = 0x100000, 1 << 16  # address of the memory; size of each half
 
 
 class DmaChannel(Protocol):
-    """The methods a channel under test must have; those of `vhost_ioat.dma.IoatChannel`."""
+    """The methods that a channel under test must have; `vhost_ioat.dma.IoatChannel` has them."""
 
     def copy(self, dst: int, src: int, n: int) -> int:
-        """Put a copy into the ring; its number."""
+        """Put a copy of `n` bytes into the ring and return its number."""
 
     def fill(self, dst: int, pattern: int, n: int) -> int:
-        """Put a fill into the ring; its number."""
+        """Put a fill of `n` bytes into the ring and return its number."""
 
     def submit(self) -> None:
-        """Start what was put."""
+        """Start the operations in the ring."""
 
     def poll(self) -> list[tuple[int, str]]:
-        """Numbers and statuses ("ok", "error", "not_attempted") of what has ended, in order."""
+        """Numbers and statuses ("ok", "error", "not_attempted") of the operations that have ended, in order."""
 
     def reset(self) -> None:
-        """Stop, and make ready again."""
+        """Stop the channel and make it ready again."""
 
 
 class DmaMachine(RuleBasedStateMachine):
     """Checks a DMA channel against plain bytes.
 
-    Subclass it and override `open_channel`; `fail_next` too when failures can be provoked. Checked: operations end once
-    each and in order; with status "ok" their bytes are where they belong; after an "error" the others are
-    "not_attempted" and have written nothing; nothing else in memory changes; after a reset the channel works again.
+    Subclass it and override `open_channel`, and `fail_next` if failures can be provoked. It checks that each operation
+    ends once and in order; that the bytes of those with status "ok" are in place; that after an "error" the others are
+    "not_attempted" and have written nothing; that nothing else in memory changes; and that the channel works again
+    after a reset.
     """
 
     REFUSALS: tuple[type[Exception], ...] = ()  # what copy and fill raise when they cannot take an operation
     CAPACITY = 63  # operations that may be outstanding
 
     def open_channel(self, memory: bytearray, base: int) -> DmaChannel:
-        """The channel under test, which reaches `memory` at address `base`."""
+        """Return the channel under test, which must reach `memory` at address `base`."""
         raise NotImplementedError
 
     def close_channel(self) -> None:
-        """Let it go."""
+        """Release the channel."""
 
     def fail_next(self, after: int) -> bool:  # noqa: ARG002
-        """Make the operation fail that runs after `after` others; False: failures cannot be provoked."""
+        """Make the operation that runs after `after` others fail; return False if failures cannot be provoked."""
         return False
 
     @initialize(seed=st.integers(0, 255))
     def set_up(self, seed: int) -> None:
-        """Begin with memory full of different bytes."""
+        """Begin with memory full of varied bytes."""
         self.memory = bytearray((seed + n * 7 + n // 256) & 0xFF for n in range(2 * HALF))
         self.expected = bytearray(self.memory)
         self.channel = self.open_channel(self.memory, BASE)
         self.outstanding: deque[tuple[int, int, bytes | tuple[int, int]]] = deque()  # number, destination, content
         self.started = 0  # how many of them were submitted
-        self.stopped = False  # something failed, and no reset has come yet
+        self.stopped = False  # something failed, and there was no reset yet
         self.may_fail = False
 
     def put(self, call: Callable[[], int], dst: int, n: int, content: bytes | tuple[int, int]) -> None:
-        """Put one operation, unless it is refused for a reason."""
+        """Put one operation, unless the channel has a reason to refuse it."""
         try:
             number = call()
         except self.REFUSALS:
             assert n == 0 or self.stopped or self.may_fail or len(self.outstanding) >= self.CAPACITY
             return
-        assert n > 0, "an operation of no bytes was taken"
+        assert n > 0, "an operation of zero bytes was taken"
         assert not self.outstanding or number == self.outstanding[-1][0] + 1
         self.outstanding.append((number, dst, content))
 
@@ -88,24 +89,24 @@ class DmaMachine(RuleBasedStateMachine):
 
     @rule(dst=st.integers(0, 2 * HALF - 1), pattern=st.integers(0, 2**64 - 1), n=st.integers(0, 1024))
     def fill(self, dst: int, pattern: int, n: int) -> None:
-        """Fill with eight bytes over and over."""
+        """Fill with a repeated pattern of eight bytes."""
         n = min(n, 2 * HALF - dst)
         content = (pattern.to_bytes(8, "little") * (n // 8 + 1))[:n]
         self.put(lambda: self.channel.fill(BASE + dst, pattern, n), dst, n, content)
 
     @rule()
     def submit(self) -> None:
-        """Start what was put."""
+        """Start the operations in the ring."""
         self.channel.submit()
         self.started = len(self.outstanding)
 
     @rule()
     def poll(self) -> None:
-        """Take what has ended."""
+        """Take the operations that have ended."""
         self.account(self.channel.poll())
 
     def account(self, results: list[tuple[int, str]], *, interrupted: bool = False) -> None:
-        """Make of the expected memory what each operation was said to have done."""
+        """Apply to the expected memory what each operation is reported to have done."""
         for number, status in results:
             assert self.outstanding, f"operation {number} ended, but none is outstanding"
             expected, dst, content = self.outstanding.popleft()
@@ -115,11 +116,11 @@ class DmaMachine(RuleBasedStateMachine):
             end = dst + len(content)
             if status == "ok":
                 assert self.started > 0, f"operation {number} ran before it was submitted"
-                assert not self.stopped, f"operation {number} is ok behind one that was not"
+                assert not self.stopped, f"operation {number} is ok, but one before it was not"
                 self.expected[dst:end] = content
             elif status == "error":
                 assert self.may_fail, f"operation {number} failed"
-                assert not self.stopped, f"operation {number} failed behind one that did"
+                assert not self.stopped, f"operation {number} failed after another one that had failed"
                 self.stopped = True
                 self.expected[dst:end] = self.memory[dst:end]  # it may have written any part
             else:
@@ -135,12 +136,12 @@ class DmaMachine(RuleBasedStateMachine):
         end = time.monotonic() + 10
         while self.outstanding:
             self.poll()
-            assert time.monotonic() < end, f"{len(self.outstanding)} operations do not end"
+            assert time.monotonic() < end, f"{len(self.outstanding)} operations did not end within 10 s"
         assert self.memory == self.expected
 
     @rule()
     def reset(self) -> None:
-        """Stop the channel, in the middle or after a failure; what had not run yet never does."""
+        """Stop the channel, at any time or after a failure; what has not run yet never does."""
         self.channel.reset()
         self.account(self.channel.poll(), interrupted=True)
         assert not self.outstanding, "a reset leaves nothing outstanding"
@@ -149,9 +150,9 @@ class DmaMachine(RuleBasedStateMachine):
 
     @rule(after=st.integers(0, 3))
     def provoke(self, after: int) -> None:
-        """Make some operation to come fail."""
+        """Make a later operation fail."""
         self.may_fail = self.fail_next(after) or self.may_fail
 
     def teardown(self) -> None:
-        """Let the channel go."""
+        """Release the channel."""
         self.close_channel()

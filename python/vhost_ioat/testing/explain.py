@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A split ring as text, for people who look at a failed test."""
+"""A split ring as text, for people who investigate a failed test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _chain(ring: RingView, head: int) -> Iterator[str]:
     n, table, entries = head, None, ring.size
     for _ in range(_SHOWN):
         if n >= entries:
-            yield f"      {n}: not in its table of {entries}"
+            yield f"      {n}: outside its table of {entries} entries"
             return
         entry = ring.descriptor(n, table)
         yield f"      {n}: addr {entry.addr:#x} len {entry.len} {_flags(entry.flags)} next {entry.next}"
@@ -54,7 +54,7 @@ def _lines(ring: RingView) -> Iterator[str]:
 
 
 def explain(ring: RingView) -> str:
-    """Indices, flags, what is available with its descriptors, and what was used last; never raises on a broken ring."""
+    """Describe indices, flags, available chains and what was used last. Never raises on a broken ring."""
     lines: list[str] = []
     try:
         lines.extend(_lines(ring))

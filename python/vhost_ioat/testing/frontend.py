@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A raw vhost-user front end: any message with any size, flags and fds, and the proper ones by name.
+"""A raw vhost-user front end: it sends any message with any size, flags and fds, and well-formed ones by name.
 
-It has no opinion on what is allowed; that is what it is for. For a guest that moves packets see `vhost_ioat.guest`.
+It deliberately does not check what is allowed. For a guest that moves packets, see `vhost_ioat.guest`.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ REQUESTS = {
 
 @dataclass(frozen=True)
 class Message:
-    """One message as it goes over the socket; `size` lies about the payload when it is not None.
+    """One message as it goes over the socket.
 
-    `fds` are file descriptors, or the kinds that `open_fds` knows.
+    `size`, when not None, replaces the true size of the payload in the header. `fds` are file descriptors, or the kinds
+    that `open_fds` knows.
     """
 
     request: int
@@ -91,7 +92,7 @@ class Reply:
 
 @contextlib.contextmanager
 def open_fds(fds: Sequence[int | str]) -> Iterator[list[int]]:
-    """Real fds for kinds: "eventfd", "memfd" (1 MiB), "pipe" (its write end), "socket"; closed at the end."""
+    """Open fds for the kinds "eventfd", "memfd" (1 MiB), "pipe" (its write end), "socket"; close them at the end."""
     with contextlib.ExitStack() as cleanup:
 
         def close_later(fd: int) -> int:
@@ -117,9 +118,9 @@ def open_fds(fds: Sequence[int | str]) -> Iterator[list[int]]:
 
 
 class RawFrontend:
-    """One connection to a back end that listens, or that connects to us when `server` is true.
+    """One connection to a back end that listens or, when `server` is true, that connects to us.
 
-    Every wait ends after `timeout` seconds with `TimeoutError`. Not thread safe.
+    Every wait ends after `timeout` seconds with `TimeoutError`. Not thread-safe.
     """
 
     def __init__(self, path: str, *, server: bool = False, timeout: float = 5.0) -> None:
@@ -152,7 +153,7 @@ class RawFrontend:
         self.socket.settimeout(timeout)
 
     def close(self) -> None:
-        """Close the connection and let the memory go."""
+        """Close the connection and unmap the memory."""
         self.socket.close()
         if self.memory is not None:
             self.memory.close()
@@ -166,10 +167,10 @@ class RawFrontend:
         self.close()
 
     def send(self, message: Message) -> None:
-        """Send one message, its fds with the first byte.
+        """Send one message; its fds go with the first byte.
 
         Raises:
-            ConnectionError: The back end has closed.
+            ConnectionError: The back end has closed the connection.
         """
         content = message.encode()
         with open_fds(message.fds) as fds:
@@ -178,7 +179,7 @@ class RawFrontend:
             self.socket.sendall(content[sent:])
 
     def receive(self) -> Reply | None:
-        """The next message from the back end; None when it has closed."""
+        """Return the next message from the back end; None when it has closed the connection."""
         header = self._read(12)
         if header is None:
             return None
@@ -199,33 +200,33 @@ class RawFrontend:
         return content
 
     def ask(self, name: str, payload: bytes = b"", fds: Sequence[int | str] = ()) -> Reply | None:
-        """Send a request by name and wait for its reply; None when the back end has closed."""
+        """Send a request by name and return its reply; None when the back end has closed the connection."""
         self.send(Message(REQUESTS[name][0], payload, fds))
         return self.receive()
 
     def acknowledged(self, name: str, payload: bytes = b"", fds: Sequence[int | str] = ()) -> bool:
-        """Send a request with NEED_REPLY; True when it was accepted, False when refused or closed. Needs REPLY_ACK."""
+        """Send a request with NEED_REPLY: True if it was accepted, False if refused or closed. Needs REPLY_ACK."""
         self.send(Message(REQUESTS[name][0], payload, fds, VERSION | NEED_REPLY))
         reply = self.receive()
         return reply is not None and reply.u64 == 0
 
     def tell(self, name: str, payload: bytes = b"", fds: Sequence[int | str] = ()) -> None:
-        """Send a request by name that has no reply."""
+        """Send, by name, a request that has no reply."""
         self.send(Message(REQUESTS[name][0], payload, fds))
 
     def get_u64(self, name: str) -> int:
-        """The number a GET_ request answers.
+        """Return the number that answers a GET_ request.
 
         Raises:
-            ConnectionError: The back end has closed.
+            ConnectionError: The back end has closed the connection.
         """
         reply = self.ask(name)
         if reply is None:
-            raise ConnectionError(f"the back end closed instead of answering {name}")
+            raise ConnectionError(f"the back end closed the connection instead of answering {name}")
         return reply.u64
 
     def negotiate(self, features: int, protocol_features: int | None = None) -> int:
-        """SET_OWNER and features; None: all protocol features offered. Returns the features agreed."""
+        """Send SET_OWNER and negotiate; None means all protocol features offered. Returns the agreed features."""
         agreed = self.get_u64("GET_FEATURES") & (features | F_PROTOCOL_FEATURES)
         self.tell("SET_OWNER")
         if agreed & F_PROTOCOL_FEATURES:
@@ -236,7 +237,7 @@ class RawFrontend:
         return agreed
 
     def share_memory(self, size: int = 1 << 21, gpa: int = 0, uva: int = 0x7F00_0000_0000) -> mmap.mmap:
-        """A memfd as the only region of guest memory; front-end addresses are `uva` + guest-physical ones."""
+        """Share a memfd as the only region of guest memory; front-end addresses are `uva` + guest-physical ones."""
         fd = os.memfd_create("guest")
         try:
             os.truncate(fd, size)
@@ -247,7 +248,7 @@ class RawFrontend:
         return self.memory
 
     def is_answering(self) -> bool:
-        """Does the session still answer GET_FEATURES? False when the back end has closed; never anything else."""
+        """Whether the session still answers GET_FEATURES; False when the back end has closed the connection."""
         try:
             self.tell("GET_FEATURES")
             while (reply := self.receive()) is not None:
@@ -259,7 +260,7 @@ class RawFrontend:
 
 
 def u64(value: int) -> bytes:
-    """A payload of one number."""
+    """A payload of one 64-bit number."""
     return struct.pack("<Q", value)
 
 
@@ -269,5 +270,5 @@ def vring(index: int, number: int) -> bytes:
 
 
 def vring_addr(index: int, desc: int, avail: int, used: int) -> bytes:
-    """The payload of SET_VRING_ADDR; front-end addresses."""
+    """The payload of SET_VRING_ADDR, with front-end addresses."""
     return struct.pack("<IIQQQQ", index, 0, desc, used, avail, 0)

@@ -27,18 +27,18 @@ class Descriptor(NamedTuple):
 
 
 def ring_bytes(size: int) -> tuple[int, int, int]:
-    """Bytes of descriptor table, avail ring and used ring, with the fields of EVENT_IDX. 2.7."""
+    """Bytes of descriptor table, avail ring and used ring, including the EVENT_IDX fields. 2.7."""
     return 16 * size, 6 + 2 * size, 6 + 8 * size
 
 
 class Memory:
-    """Guest memory: pieces of bytes, each at its guest-physical address. Accesses may cross from piece to piece."""
+    """Guest memory: regions of bytes, each at its guest-physical address. Accesses may cross from one to the next."""
 
     def __init__(self, regions: Iterable[tuple[int, Any]]) -> None:
         self.regions = [(gpa, memoryview(content).cast("B")) for gpa, content in sorted(regions, key=lambda r: r[0])]
 
     def pieces(self, gpa: int, n: int) -> list[memoryview]:
-        """The bytes there, one view for each piece of memory they lie in."""
+        """Views of the `n` bytes at `gpa`, one for each region that they lie in."""
         found = []
         for start, content in self.regions:
             if n > 0 and start <= gpa < start + len(content):
@@ -46,15 +46,15 @@ class Memory:
                 found.append(piece)
                 gpa, n = gpa + len(piece), n - len(piece)
         if n > 0:
-            raise BadRing(f"guest address {gpa:#x}, {n} bytes, is not in guest memory")
+            raise BadRing(f"{n} bytes at guest address {gpa:#x} are not in guest memory")
         return found
 
     def read(self, gpa: int, n: int) -> bytes:
-        """A copy of the bytes there."""
+        """A copy of the `n` bytes at `gpa`."""
         return b"".join(self.pieces(gpa, n))
 
     def write(self, gpa: int, content: bytes) -> None:
-        """Overwrite the bytes there."""
+        """Overwrite the bytes at `gpa`."""
         for piece in self.pieces(gpa, len(content)):
             piece[:] = content[: len(piece)]
             content = content[len(piece) :]
@@ -71,7 +71,7 @@ def _u16(address: Callable[[RingView], int]) -> Any:
 
 
 class RingView:
-    """The fields of a ring in memory, whoever writes them. 2.7.5, 2.7.6, 2.7.8."""
+    """The fields of a ring in memory, readable and writable for both sides. 2.7.5, 2.7.6, 2.7.8."""
 
     def __init__(self, memory: Memory, size: int, desc: int, avail: int, used: int) -> None:
         self.memory, self.size, self.desc, self.avail, self.used = memory, size, desc, avail, used
@@ -84,13 +84,13 @@ class RingView:
     avail_event = _u16(lambda ring: ring.used + 4 + 8 * ring.size)
 
     def descriptor(self, n: int, table: int | None = None) -> Descriptor:
-        """Entry `n` of the descriptor table, or of the indirect table at that address."""
+        """Entry `n` of the descriptor table, or of the indirect table at address `table`."""
         return Descriptor(
             *struct.unpack("<QIHH", self.memory.read((self.desc if table is None else table) + 16 * n, 16))
         )
 
     def set_descriptor(self, n: int, entry: Descriptor, table: int | None = None) -> None:
-        """Overwrite entry `n` of the descriptor table, or of the indirect table at that address."""
+        """Overwrite entry `n` of the descriptor table, or of the indirect table at address `table`."""
         self.memory.write((self.desc if table is None else table) + 16 * n, struct.pack("<QIHH", *entry))
 
     def avail_head(self, index: int) -> int:
@@ -102,7 +102,7 @@ class RingView:
         self.memory.write(self.avail + 4 + 2 * (index % self.size), head.to_bytes(2, "little"))
 
     def used_element(self, index: int) -> tuple[int, int]:
-        """Head and bytes written, at this free-running index."""
+        """Head and bytes written of the used element at this free-running index."""
         head, length = struct.unpack("<II", self.memory.read(self.used + 4 + 8 * (index % self.size), 8))
         return head, length
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The split virtqueue in plain Python, both sides, to be read next to VIRTIO 1.2, section 2.7.
+"""The split virtqueue in plain Python, both sides, to be read alongside VIRTIO 1.2, section 2.7.
 
 `Device` and `Driver` have the methods of `vhost_ioat.virtio.SplitRing` and `DriverRing`. They are slow and have no
-memory barriers: one thread only.
+memory barriers, so use them from one thread only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Buffers = Sequence[tuple[int, int]]  # guest-physical address, bytes
 
 
 class Chain(NamedTuple):
-    """What a driver made available at once: buffers to read, then buffers to write, as (address, bytes)."""
+    """A chain that a driver made available: buffers to read, then buffers to write, as (address, bytes)."""
 
     head: int
     readable: list[tuple[int, int]]
@@ -32,12 +32,12 @@ def wrap(index: int) -> int:
 
 
 def need_event(event: int, new: int, old: int) -> bool:
-    """Is `event` one of the indices old ... new - 1? 2.7.7.2 and 2.7.10.1."""
+    """Whether `event` is one of the indices old ... new - 1. 2.7.7.2 and 2.7.10.1."""
     return wrap(new - event - 1) < wrap(new - old)
 
 
 class Device:
-    """The device's side of a ring."""
+    """The device side of a ring."""
 
     def __init__(self, ring: RingView, *, features: int = 0, last_avail: int = 0) -> None:
         self.ring, self.features, self.last_avail = ring, features, last_avail
@@ -46,7 +46,7 @@ class Device:
         self.broken: str | None = None
 
     def pop(self) -> Chain | None:
-        """Take the next chain the driver made available."""
+        """Take the next available chain; None when there is none, or when the ring is broken."""
         try:
             return self._pop() if self.broken is None else None
         except BadRing as fault:
@@ -56,7 +56,7 @@ class Device:
     def _pop(self) -> Chain | None:
         ahead = wrap(self.ring.avail_idx - self.last_avail)
         if ahead > self.ring.size:  # 2.7.13.3
-            raise BadRing(f"avail index is {ahead} ahead, but the ring has {self.ring.size} entries")
+            raise BadRing(f"the avail index is {ahead} ahead, but the ring has {self.ring.size} entries")
         if ahead == 0:
             return None
         chain = self._walk(self.ring.avail_head(self.last_avail))
@@ -69,21 +69,21 @@ class Device:
         left = self.ring.size  # 2.7.5.2: a chain is not longer than the queue
         while True:
             if n >= entries:
-                raise BadRing(f"descriptor {n} of a table of {entries}")
+                raise BadRing(f"descriptor {n} is outside its table of {entries} entries")
             entry = self.ring.descriptor(n, table)
             if entry.flags & INDIRECT:  # 2.7.5.3.1
                 if not self.features & INDIRECT_DESC or table is not None or entry.flags & NEXT:
                     raise BadRing("indirect descriptor: not negotiated, nested, or with NEXT")
                 if entry.len == 0 or entry.len % 16 or entry.len // 16 > left:
-                    raise BadRing(f"indirect table of {entry.len} bytes")
+                    raise BadRing(f"an indirect table cannot have {entry.len} bytes here")
                 table, entries, n = entry.addr, entry.len // 16, 0
                 continue
             if write_only and not entry.flags & WRITE:  # 2.7.4.2
-                raise BadRing("readable descriptor behind a writable one")
+                raise BadRing("a readable descriptor follows a writable one")
             write_only = bool(entry.flags & WRITE)
             total += entry.len
             if total > 1 << 32:
-                raise BadRing(f"chain of {total} bytes")
+                raise BadRing(f"a chain has {total} bytes, but may have at most 2^32")
             if entry.len:
                 self.ring.memory.pieces(entry.addr, entry.len)
                 (chain.writable if entry.flags & WRITE else chain.readable).append((entry.addr, entry.len))
@@ -91,21 +91,21 @@ class Device:
                 return chain
             left, n = left - 1, entry.next
             if left == 0:
-                raise BadRing("chain is longer than the ring, or loops")
+                raise BadRing("a chain is longer than the ring, or loops")
 
     def push_used(self, head: int, n: int) -> None:
-        """Give a chain back, `n` bytes written; shown by `publish`. 2.7.8."""
+        """Give a chain back with `n` bytes written; `publish` shows it. 2.7.8."""
         self.ring.set_used_element(self.used_next, head, n)
         self.used_next = wrap(self.used_next + 1)
 
     def publish(self) -> int:
-        """Show the driver what was pushed; how many elements that was."""
+        """Show the driver the pushed elements; returns how many there were."""
         shown = wrap(self.used_next - self.ring.used_idx)
         self.ring.used_idx = self.used_next
         return shown
 
     def should_notify(self) -> bool:
-        """Did the driver ask to be told of what was published since the last question? 2.7.7.2."""
+        """Whether the driver wants to be notified of what was published since the last call. 2.7.7.2."""
         new, old, first = self.ring.used_idx, self.signalled, not self.signalled_valid
         self.signalled, self.signalled_valid = new, True
         if new == old and not first:
@@ -116,7 +116,7 @@ class Device:
 
 
 class Driver:
-    """The driver's side of a ring. `tables`: address of indirect tables, one of `table_size` entries for each head."""
+    """The driver side of a ring. `tables`: address of the indirect tables, one of `table_size` entries per head."""
 
     def __init__(
         self, ring: RingView, *, features: int = 0, start: int = 0, tables: int | None = None, table_size: int = 0
@@ -127,7 +127,7 @@ class Driver:
         self.in_flight: dict[int, tuple[list[int], int]] = {}  # head -> its descriptors, writable bytes
 
     def add(self, readable: Buffers, writable: Buffers, *, indirect: bool = False) -> int | None:
-        """Put a chain into the ring; its head, or None without room. Shown by `publish`. 2.7.13.1, 2.7.13.2."""
+        """Add a chain and return its head, or None without room; `publish` shows it. 2.7.13.1, 2.7.13.2."""
         flagged = [(addr, n, 0) for addr, n in readable] + [(addr, n, WRITE) for addr, n in writable]
         needed = 1 if indirect else len(flagged)
         if not flagged or needed > len(self.free) or (indirect and len(flagged) > self.table_size):
@@ -146,14 +146,14 @@ class Driver:
         return slots[0]
 
     def publish(self) -> bool:
-        """Show the device what was added; True: it wants a kick. 2.7.13.3, 2.7.13.4."""
+        """Show the device the added chains; True when it wants a kick. 2.7.13.3, 2.7.13.4."""
         old, self.ring.avail_idx = self.ring.avail_idx, self.avail_next
         if self.features & EVENT_IDX:
             return need_event(self.ring.avail_event, self.avail_next, old)
         return not self.ring.used_flags & NO_NOTIFY
 
     def take_used(self) -> tuple[int, int] | None:
-        """Take back the next chain the device is done with: head and bytes written. 2.7.14."""
+        """Take back the next used chain: head and bytes written, or None. 2.7.14."""
         if self.last_used == self.ring.used_idx:
             return None
         head, length = self.ring.used_element(self.last_used)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The pytest plugin: fixtures for a port with an embedded guest, and failing rings explained."""
+"""The pytest plugin: fixtures for a port with an embedded guest, and rings explained in failure reports."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = ["linked", "socket_path"]
 
 @pytest.fixture
 def socket_path() -> Iterator[str]:
-    """A path for a vhost-user socket, short enough for one, in a directory of its own."""
+    """A path for a vhost-user socket, short enough for a socket address, in its own directory."""
     with TemporaryDirectory(prefix="vhost") as directory:
         yield str(Path(directory) / "v.sock")
 
 
 @pytest.fixture
 def linked(socket_path: str) -> Iterator[Callable[..., tuple[EthVhost, Guest]]]:
-    """Make a started port and an embedded guest that is connected to it; may be called several times.
+    """A function that makes a started port and an embedded guest connected to it; it may be called several times.
 
-    Keywords go to `EthVhost`, those in `guest` (a dict) to `Guest`. All are closed at the end of the test.
+    Keywords are passed to `EthVhost`, and those in `guest` (a dict) to `Guest`. All are closed at the end of the test.
     """
     from ..guest import Guest  # noqa: PLC0415
     from ..port import EthVhost  # noqa: PLC0415
@@ -66,7 +66,7 @@ def pytest_runtest_makereport(
     item: pytest.Item,  # noqa: ARG001
     call: pytest.CallInfo[None],
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add every ring that a failed test had in hand, as a variable or as an attribute of one, to its report."""
+    """Add to the report of a failed test every ring in one of its variables, or in an attribute of one."""
     report = yield
     if call.excinfo is not None and report.failed:
         found = {

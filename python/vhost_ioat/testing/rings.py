@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""State machines for the device's side of a split ring: an honest driver, and a hostile one."""
+"""State machines for the device side of a split ring, with an honest driver and with a hostile one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TABLE_SIZE = 8  # entries of an indirect table
 
 
 class ChainLike(Protocol):
-    """What a device ring's `pop` gives."""
+    """What `pop` of a device ring returns."""
 
     @property
     def head(self) -> int: ...
@@ -37,7 +37,7 @@ class ChainLike(Protocol):
 
 
 class DeviceRing(Protocol):
-    """The methods a ring under test must have; those of `vhost_ioat.virtio.SplitRing`."""
+    """The methods that a ring under test must have; `vhost_ioat.virtio.SplitRing` has them."""
 
     def pop(self) -> ChainLike | None:
         """Take the next available chain."""
@@ -46,10 +46,10 @@ class DeviceRing(Protocol):
         """Give a chain back with `n` bytes written."""
 
     def publish(self) -> object:
-        """Show what was given back."""
+        """Show the driver what was given back."""
 
     def should_notify(self) -> bool:
-        """Whether the driver asked to be told of what was published since the last question."""
+        """Whether the driver wants to be notified of what was published since the last call."""
 
     @property
     def broken(self) -> str | None:
@@ -57,37 +57,37 @@ class DeviceRing(Protocol):
 
 
 class DriverRing(Protocol):
-    """The methods of a driver; those of `vhost_ioat.virtio.DriverRing`."""
+    """The methods that a driver must have; `vhost_ioat.virtio.DriverRing` has them."""
 
     def add(
         self, readable: list[tuple[int, int]], writable: list[tuple[int, int]], *, indirect: bool = False
     ) -> int | None:
-        """Put a chain into the ring; its head, or None without room."""
+        """Put a chain into the ring and return its head, or None without room."""
 
     def publish(self) -> bool:
-        """Show what was put in; whether the device wants a kick."""
+        """Show the device what was added; return whether it wants a kick."""
 
     def take_used(self) -> tuple[int, int] | None:
-        """Take back the next chain that was given back: head and bytes written."""
+        """Take the next chain that was given back: head and bytes written, or None."""
 
 
 class _Bench(RuleBasedStateMachine):
     """Guest memory with one ring in it, and the ring under test on top."""
 
     def open_memory(self, regions: list[tuple[int, int]]) -> Memory:
-        """Guest memory of these regions (address, bytes), shared with `open_ring`. Override for memory of your own."""
+        """Guest memory of these regions (address, bytes), shared with `open_ring`. Override it for your own memory."""
         return Memory((gpa, bytearray(size)) for gpa, size in regions)
 
     def open_ring(self, view: RingView, features: int, last_avail: int) -> DeviceRing:
-        """The ring under test, at `view`. It reads its used index from memory. Override."""
+        """The ring under test, at `view`. It must read its used index from memory. Override this."""
         return Device(view, features=features, last_avail=last_avail)
 
     def open_driver(self, view: RingView, features: int, start: int) -> DriverRing:
-        """The driver that the ring under test is checked with. Override to test a driver instead."""
+        """The driver that checks the ring under test. Override it to test a driver instead."""
         return Driver(view, features=features, start=start, tables=TABLES, table_size=min(TABLE_SIZE, view.size))
 
     def lay_out(self, size: int, features: int, start: int, borders: list[int]) -> None:
-        """Memory whose data part is cut into adjacent regions at `borders`, and an empty ring at index `start`."""
+        """Make memory whose data part is split into adjacent regions at `borders`, and an empty ring at `start`."""
         desc, avail, used = ring_bytes(size)
         cuts = [0, *sorted(borders), DATA_BYTES]
         regions = [(DATA + low, high - low) for low, high in pairwise(cuts) if low < high]
@@ -104,16 +104,16 @@ class _Bench(RuleBasedStateMachine):
 
 
 class RingMachine(_Bench):
-    """Checks the device's side of a split ring against an honest driver.
+    """Checks the device side of a split ring against an honest driver.
 
-    Subclass it, override `open_ring` (and `open_memory`), and collect `YourMachine.TestCase`. Every rule may come at
-    any time. Checked, by their clauses in VIRTIO 1.2: chains come once each, whole and in the order made available
+    Subclass it, override `open_ring` (and `open_memory`), and collect `YourMachine.TestCase`. Every rule may run at any
+    time. It checks, with clauses of VIRTIO 1.2: each chain arrives once, whole and in the order made available
     (2.7.13); used elements appear when published, in the order pushed (2.7.8); the driver is notified exactly when it
-    asked (2.7.7.2); nothing but the used ring is written; a ring closed and opened again at its last index continues
-    (the vring base of vhost-user).
+    asked for it (2.7.7.2); nothing but the used ring is written; and a ring that is closed and reopened at its last
+    index continues (the vring base of vhost-user).
     """
 
-    FEATURES = EVENT_IDX | INDIRECT_DESC  # what the ring under test knows
+    FEATURES = EVENT_IDX | INDIRECT_DESC  # what the ring under test supports
 
     @initialize(
         size=strategies.ring_sizes(1024),
@@ -136,7 +136,7 @@ class RingMachine(_Bench):
         self.event = 0
 
     def quietly(self, call: Callable[[], T], *, used_ring: bool = False) -> T:
-        """Call the ring under test; it may write the used ring only when it says so. avail_event and used flags may."""
+        """Call the ring; it may write the used ring only if `used_ring`, but its flags and avail_event always."""
         before = [bytearray(content) for _, content in self.memory.regions]
         result = call()
         _, _, used = ring_bytes(self.view.size)
@@ -146,7 +146,7 @@ class RingMachine(_Bench):
                 fields = [(low, low + used)] if used_ring else [(low, low + 2), (low + used - 2, low + used)]
                 for start, end in fields:
                     old[start:end] = content[start:end]
-            assert content == old, f"memory was written that is not the device's (region {gpa:#x})"
+            assert content == old, f"the device wrote memory that is not its own (region {gpa:#x})"
         return result
 
     @rule(chain=strategies.chains(DATA_BYTES), indirect=st.booleans())
@@ -160,7 +160,7 @@ class RingMachine(_Bench):
 
     @rule()
     def make_available(self) -> None:
-        """Show the device the chains that were put in."""
+        """Show the device the chains that were added."""
         self.driver.publish()
         self.available += self.added
         self.added.clear()
@@ -171,18 +171,18 @@ class RingMachine(_Bench):
         for _ in range(n):
             chain = self.quietly(self.ring.pop)
             if not self.available:
-                assert chain is None, f"head {chain.head} came, but nothing is available"
+                assert chain is None, f"head {chain.head} was returned, but nothing is available"
                 return
             expected = self.available.popleft()
-            assert chain is not None, f"head {expected.head} is available, but nothing came ({self.ring.broken})"
+            assert chain is not None, f"head {expected.head} is available, but not returned ({self.ring.broken})"
             assert Chain(chain.head, list(chain.readable), list(chain.writable)) == expected
-            assert chain.head not in [other.head for other in self.popped], "a head twice in flight"
+            assert chain.head not in [other.head for other in self.popped], "a head is in flight twice"
             self.popped.append(expected)
             self.popped_in_all += 1
 
     @rule(which=st.integers(0, 2**15), part=st.floats(0, 1))
     def push_used(self, which: int, part: float) -> None:
-        """Let the device give any chain back, partly written."""
+        """Let the device give back any chain, partly written."""
         if self.popped:
             chain = self.popped.pop(which % len(self.popped))
             written = int(part * sum(n for _, n in chain.writable))
@@ -191,7 +191,7 @@ class RingMachine(_Bench):
 
     @rule()
     def publish(self) -> None:
-        """Let the device show what it gave back."""
+        """Let the device publish what it gave back."""
         self.quietly(self.ring.publish, used_ring=True)
         self.returned += self.pushed
         self.pushed.clear()
@@ -209,12 +209,12 @@ class RingMachine(_Bench):
             expected = before is None or need_event(self.event, now, before)
         else:
             expected = not self.suppressed
-        assert notify == expected, f"notification: {notify}, must be {expected}"
+        assert notify == expected, f"should_notify() is {notify}, but must be {expected}"
         self.asked_at = now
 
     @rule(suppressed=st.booleans(), ahead=st.integers(-2, 6))
     def suppress(self, suppressed: bool, ahead: int) -> None:
-        """Change what the driver wants to be told of."""
+        """Change what the driver wants to be notified of."""
         self.suppressed, self.event = suppressed, wrap(self.taken + ahead)
         self.view.avail_flags = int(suppressed)
         self.view.used_event = self.event
@@ -229,7 +229,7 @@ class RingMachine(_Bench):
 
     @rule()
     def close_and_open(self) -> None:
-        """Drain the ring and open it again where it stood, as GET_VRING_BASE and SET_VRING_BASE do."""
+        """Drain the ring and reopen it where it stopped, as GET_VRING_BASE and SET_VRING_BASE do."""
         while self.popped:
             self.push_used(0, 1.0)
         self.publish()
@@ -239,16 +239,16 @@ class RingMachine(_Bench):
 
     @invariant()
     def indices_agree(self) -> None:
-        """The ring is not broken, and no more is in flight than it has entries."""
+        """The ring is not broken, and no more chains are in flight than it has entries."""
         assert self.ring.broken is None, self.ring.broken
         assert wrap(self.view.avail_idx - self.view.used_idx) <= self.view.size
 
 
 class HostileRingMachine(_Bench):
-    """A driver that writes anything anywhere in guest memory, at any time between two calls of the ring under test.
+    """Checks a ring against a driver that writes anything anywhere in guest memory, between calls of the ring.
 
-    Checked: buffers lie within guest memory, a chain is not longer than the ring, and once the ring is `broken` it
-    stays so, for the same reason, and gives no chain any more. A broken ring may raise `FAULTS`, nothing else may.
+    It checks that buffers lie within guest memory, that a chain is not longer than the ring, and that a `broken` ring
+    stays broken for the same reason and returns no more chains. Only a broken ring may raise, and only `FAULTS`.
     """
 
     FAULTS: tuple[type[Exception], ...] = ()

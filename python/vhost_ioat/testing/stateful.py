@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The state machines. Subclass one, override what opens the thing under test, and collect its `TestCase`.
+"""The state machines. Subclass one, override the method that opens what is tested, and collect its `TestCase`.
 
 class TestMyRing(MyRingMachine.TestCase): ...
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Hypothesis strategies for what a port, a ring and a vhost-user session can be given."""
+"""Hypothesis strategies for the input of a port, a ring and a vhost-user session."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _is_socket_path(text: str) -> bool:
 
 
 def devices() -> SearchStrategy[str]:
-    """DMA devices in the one form `Devargs` keeps: `0000:00:04.0` or `sw0`."""
+    """DMA devices in the form that `Devargs` stores: `0000:00:04.0` or `sw0`."""
     pci = st.builds(
         "{:04x}:{:02x}:{:02x}.{}".format,
         st.integers(0, 0xFFFF),
@@ -48,7 +48,7 @@ def devices() -> SearchStrategy[str]:
 
 @st.composite
 def devargs(draw: DrawFn) -> Devargs:
-    """Valid `Devargs`, any of them."""
+    """Any valid `Devargs`."""
     queues = draw(st.sampled_from([1, 2, MAX_QUEUES]) | st.integers(1, MAX_QUEUES))
     txqs = draw(st.lists(st.integers(0, queues - 1), unique=True, max_size=4))
     engines = draw(st.lists(devices(), unique=True, min_size=len(txqs), max_size=len(txqs)))
@@ -71,7 +71,7 @@ def devargs(draw: DrawFn) -> Devargs:
 
 
 def ring_sizes(most: int = 32768) -> SearchStrategy[int]:
-    """Sizes of split rings: powers of two from 1. VIRTIO 1.2, 2.7."""
+    """Sizes of split rings: powers of two from 1 to `most`. VIRTIO 1.2, 2.7."""
     return st.integers(0, most.bit_length() - 1).map(lambda order: 1 << order)
 
 
@@ -82,7 +82,7 @@ def ring_indices() -> SearchStrategy[int]:
 
 @st.composite
 def chains(draw: DrawFn, data_bytes: int, most: int = 8) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Readable and writable buffers, one or more, as (offset, bytes); some have 0 bytes, some overlap."""
+    """Readable and writable buffers, at least one, as (offset, bytes); some have 0 bytes, some overlap."""
 
     def buffers(least: int) -> list[tuple[int, int]]:
         offsets = draw(st.lists(st.integers(0, data_bytes), min_size=least, max_size=most // 2))
@@ -93,7 +93,7 @@ def chains(draw: DrawFn, data_bytes: int, most: int = 8) -> tuple[list[tuple[int
 
 
 def descriptors(near: Sequence[int] = (0,)) -> SearchStrategy[Descriptor]:
-    """Descriptors as a hostile driver writes them; addresses often close to one of `near`."""
+    """Descriptors as a hostile driver writes them; addresses are often close to one of `near`."""
     close = st.builds(lambda base, offset: max(0, base + offset), st.sampled_from(near), st.integers(-64, 1 << 16))
     lengths = st.sampled_from([0, 1, 15, 16, 32, 128, 4096, _U32]) | st.integers(0, _U32)
     flags = st.integers(0, 7) | st.integers(0, _U16)
@@ -104,7 +104,7 @@ def descriptors(near: Sequence[int] = (0,)) -> SearchStrategy[Descriptor]:
 
 @st.composite
 def region_tables(draw: DrawFn, most: int = 8) -> list[tuple[int, int]]:
-    """Guest memory regions (address, bytes) in any order, apart or adjacent, whole pages, never overlapping."""
+    """Guest memory regions (address, bytes) in any order: whole pages, apart or adjacent, never overlapping."""
     sizes = draw(st.lists(st.integers(1, 16), min_size=1, max_size=most))
     gpa, regions = draw(st.sampled_from([0, 1 << 20, 1 << 32])), []
     for pages in sizes:
@@ -114,9 +114,9 @@ def region_tables(draw: DrawFn, most: int = 8) -> list[tuple[int, int]]:
 
 
 def messages() -> SearchStrategy[Message]:
-    """vhost-user messages, well formed as often as not: any id, size, flags and number of fds.
+    """vhost-user messages, well-formed or not: any id, size, flags and number of fds.
 
-    The `fds` are kinds ("eventfd", "memfd", "pipe", "socket"); `frontend.open_fds` makes real ones of them.
+    The `fds` are kinds ("eventfd", "memfd", "pipe", "socket"); `frontend.open_fds` opens real ones for them.
     """
     kinds = st.lists(st.sampled_from(["eventfd", "memfd", "pipe", "socket"]), max_size=9)
     fds = st.sampled_from([[], ["eventfd"], ["memfd"]]) | kinds
@@ -148,7 +148,7 @@ def messages() -> SearchStrategy[Message]:
 
 
 def packets(most: int = 65553) -> SearchStrategy[bytes]:
-    """Packets of 1 to `most` bytes: often of the sizes that matter, with contents that differ from packet to packet."""
+    """Packets of 1 to `most` bytes, often of sizes that matter, with contents that differ from packet to packet."""
     lengths = st.sampled_from([n for n in (1, 14, 60, 64, 1023, 1024, 1514, 9014, most) if n <= most]) | st.integers(
         1, most
     )
@@ -156,6 +156,6 @@ def packets(most: int = 65553) -> SearchStrategy[bytes]:
 
 
 def fill(length: int, seed: int) -> bytes:
-    """`length` bytes that depend on `seed` and on their position: a shifted or swapped block shows."""
+    """`length` bytes that depend on `seed` and on their position, so that a shifted or swapped block is noticed."""
     block = b"".join(((seed + n * 2654435761) & _U32).to_bytes(4, "little") for n in range(-(-length // 4) % 4096 or 1))
     return (block * (-(-length // len(block))))[:length]
