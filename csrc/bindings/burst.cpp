@@ -11,6 +11,8 @@
 #include <new>
 
 #include "base/error.hpp"
+#include "bindings/burst_index.hpp"
+#include "bindings/burst_rows.hpp"
 #include "bindings/net_header.hpp"
 #include "port/arenas.hpp"
 
@@ -67,23 +69,6 @@ void burst_dealloc(PyObject* object) {
 }
 
 Py_ssize_t burst_length(PyObject* self) { return of(self)->count; }
-
-struct Packet {
-  Py_ssize_t index;
-  uint8_t* data;
-  uint32_t length;
-};
-
-/// The i-th packet, from the end when negative. Its length is anybody's to write: read once, checked, and used as read.
-Packet checked_packet(PyBurst* self, Py_ssize_t i) {
-  const Py_ssize_t index = i < 0 ? i + self->count : i;
-  if (index < 0 || index >= Py_ssize_t{self->count})
-    throw py::index_error(format("packet %zd is out of range: the burst has %u packets", i, self->count));
-  const uint32_t length = std::atomic_ref(self->length(index)).load(std::memory_order_relaxed);
-  if (length > self->stride)
-    throw py::value_error(format("packet %zd: length %u is above the burst's stride of %u", i, length, self->stride));
-  return {index, self->packet(index), length};
-}
 
 PyObject* packet_view(PyBurst* self, Py_ssize_t i) {
   const Packet packet = checked_packet(self, i);
@@ -151,65 +136,6 @@ PyBurst* choose(PyBurst* self, const py::array_t<int64_t>& indices) {
   return part;
 }
 
-/// The number that an object which numpy would take for an index stands for.
-Py_ssize_t integer_index(PyObject* key) {
-  if (PyBool_Check(key))
-    throw py::index_error("a bool is not an index of a Burst; a mask needs one bool for each packet");
-  const Py_ssize_t i = PyNumber_AsSsize_t(key, PyExc_IndexError);
-  if (i == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return i;
-}
-
-/// numpy takes [True, 2] for packets 1 and 2, which nobody means.
-void refuse_mixed_list(PyObject* key) {
-  if (!PyList_Check(key)) return;
-  Py_ssize_t bools = 0;
-  const Py_ssize_t n = PyList_GET_SIZE(key);
-  for (Py_ssize_t i = 0; i < n; ++i) {
-    PyObject* item = PyList_GET_ITEM(key, i);
-    bools += PyBool_Check(item) || std::strcmp(Py_TYPE(item)->tp_name, "numpy.bool") == 0;
-  }
-  if (bools != 0 && bools != n) throw py::index_error("a mask of a Burst must have booleans or integers, not both");
-}
-
-py::array_t<int64_t> unsigned_indices(PyBurst* self, const py::array& mask) {
-  const auto given = py::array_t<uint64_t, py::array::c_style | py::array::forcecast>::ensure(mask);
-  py::array_t<int64_t> indices(given.size());
-  for (py::ssize_t i = 0; i < given.size(); ++i) {
-    if (given.data()[i] >= self->count)  // else 2^64 - 1 would become -1
-      throw py::index_error(format("packet %llu is out of range: the burst has %u packets",
-                                   static_cast<unsigned long long>(given.data()[i]), self->count));
-    indices.mutable_data()[i] = static_cast<int64_t>(given.data()[i]);
-  }
-  return indices;
-}
-
-/// As numpy means a one-dimensional index of an array of as many entries, or IndexError.
-py::array_t<int64_t> mask_to_indices(PyBurst* self, PyObject* key) {
-  constexpr const char* what =
-      "a Burst is indexed by an integer, a slice, or a one-dimensional mask of booleans or integers; for a byte of a "
-      "packet write b[i][j]";
-  if (PyTuple_Check(key) || key == Py_None || key == Py_Ellipsis) throw py::index_error(what);
-  refuse_mixed_list(key);
-  const py::array mask = py::array::ensure(py::reinterpret_borrow<py::object>(key));
-  if (!mask) {
-    PyErr_Clear();
-    throw py::index_error(what);
-  }
-  if (mask.ndim() != 1) throw py::index_error(what);
-  const char kind = mask.dtype().kind();
-  if (kind == 'b') {
-    if (mask.size() != py::ssize_t{self->count})
-      throw py::index_error(
-          format("a boolean mask has %zd entries, but the burst has %u packets", mask.size(), self->count));
-    return mask.attr("nonzero")().cast<py::tuple>()[0].cast<py::array_t<int64_t>>();
-  }
-  if (mask.size() == 0 && !py::isinstance<py::array>(key)) return py::array_t<int64_t>(0);  // [] has no kind of its own
-  if (kind == 'u') return unsigned_indices(self, mask);
-  if (kind != 'i') throw py::index_error(what);
-  return py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(mask);
-}
-
 PyObject* burst_subscript(PyObject* object, PyObject* key) {
   return guarded([&]() -> PyObject* {
     PyBurst* self = of(object);
@@ -225,7 +151,7 @@ PyObject* burst_subscript(PyObject* object, PyObject* key) {
       const Py_ssize_t count = PySlice_AdjustIndices(self->count, &start, &stop, step);
       return reinterpret_cast<PyObject*>(share(self, start, step, static_cast<uint32_t>(count)));
     }
-    return reinterpret_cast<PyObject*>(choose(self, mask_to_indices(self, key)));
+    return reinterpret_cast<PyObject*>(choose(self, mask_to_indices(key, self->count)));
   });
 }
 
@@ -307,22 +233,6 @@ int burst_set_net_hdr(PyObject* object, PyObject* given, void*) {
     return Py_None;  // borrowed: only whether it is null matters
   });
   return done ? 0 : -1;
-}
-
-uint32_t longest_packet(PyBurst* self) {
-  uint32_t longest = 0;
-  for (Py_ssize_t i = 0; i < Py_ssize_t{self->count}; ++i) longest = std::max(longest, checked_packet(self, i).length);
-  return longest;
-}
-
-/// `longest` is what longest_packet() said; the lengths may have changed since.
-void copy_packets(PyBurst* self, uint32_t longest, const virtio::Burst& to) {
-  for (Py_ssize_t i = 0; i < Py_ssize_t{self->count}; ++i) {
-    const Packet packet = checked_packet(self, i);
-    to.lengths[i] = std::min(packet.length, longest);
-    to.headers[i] = self->headers[self->step * i];
-    std::memcpy(to.row(static_cast<uint32_t>(i)), packet.data, to.lengths[i]);
-  }
 }
 
 PyObject* burst_gather(PyObject* object, PyObject*) {

@@ -324,7 +324,8 @@ Stepping needs sw_mode="stepped". None when the queue has a hardware engine or n
            })
       .def("_report",
            [](EthVhost& self, const std::string& text) {
-             self.reports().add("port", -1, false, false, port::Reports::info, text.c_str());
+             using port::Subject;
+             self.reports().add({.kind = Subject::Kind::port, .level = Subject::Level::info}, text.c_str());
            })
       .def("_state", &EthVhost::state);
   for (PyMethodDef* method = burst_methods; method->ml_name; ++method) {
