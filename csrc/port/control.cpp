@@ -164,7 +164,6 @@ void EthVhost::take_over(uint32_t ring, Prepared ready) noexcept {
   take_over_control(ring, ready);
   if (ring == queue_rings()) return;
   const QueueId id = QueueId::of_ring(ring);
-  const bool usable = setup.running && setup.enabled;
   kick_watches_[ring]->setup(std::move(ready.watched), setup.running ? setup.at.avail : nullptr, setup.memory);
   if (id.rx()) {
     take_over_rx(id.number, std::move(ready));
@@ -172,6 +171,7 @@ void EthVhost::take_over(uint32_t ring, Prepared ready) noexcept {
     txqs_[id.number]->setup(std::move(setup), std::move(ready.tx));
     txqs_[id.number]->owner().give_back();
   }
+  const bool usable = vring_queue(id).running() && vring_queue(id).enabled();
   if (usable == ring_usable_[ring]) return;
   ring_usable_[ring] = usable;
   report({.kind = Kind::queue, .queue = id, .enabled = usable, .level = Level::info}, " is %s",

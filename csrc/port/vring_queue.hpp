@@ -133,6 +133,8 @@ class VringQueue {
   template <typename Path>
   bool set_up(RingSetup setup, std::unique_ptr<Path>& present, std::unique_ptr<Path> path) noexcept {
     const bool same = goes_on(setup);
+    // The path that was to go on may have been lost with its engine since this was prepared; so will its session be.
+    if (!same && !path && !present) setup.running = false;
     // A call may have been missed by a new fd, and by a guest that waits for what was used before this ring started.
     const bool call_once = setup.running && setup.call && (!same || setup.call != call_);
     running_ = setup.running;

@@ -55,6 +55,24 @@ TEST_CASE("setup: nothing of an old memory table is used after a new one came") 
   }
 }
 
+TEST_CASE("setup: a queue whose engine was abandoned after its ring was to go on stays stopped") {
+  GuestRig guest;
+  port::TxQueue queue;
+  attach_engine(queue, guest, dma::IoatModel::Mode::inline_);
+  queue.setup(guest.setup());
+  REQUIRE(queue.goes_on(guest.setup()));  // so nothing is prepared
+  queue.abandon();
+  queue.setup(guest.setup(), {});
+  CHECK_FALSE(queue.running());
+  const virtio::Burst burst = guest.burst({pattern(60, 1)});
+  CHECK(queue.enqueue(port::PacketView::of(burst)) == 0);
+  CHECK(queue.reap() == 0);
+  CHECK_FALSE(queue.call_due());
+  queue.setup(guest.setup());  // the next session
+  guest.post(GuestRig::buffers, 2048);
+  CHECK(queue.enqueue(port::PacketView::of(burst)) == 1);
+}
+
 TEST_CASE("setup: a broken ring starts anew in its old place with the scratch that it has") {
   GuestRig guest(64);
   port::RxQueue rx;
