@@ -35,6 +35,13 @@ constexpr size_t former_sessions = 16;
 /// How long stop() and close() wait for what blocks; it is left to the helper after that.
 constexpr auto patience_at_stop = std::chrono::seconds(2);
 
+/// This thread's own time to wake whoever waits for an fd or a socket of the peer; with so many more of them in a row
+/// over it, the front end is dropped, and the next one waits, longer each time.
+constexpr auto wake_up = std::chrono::milliseconds(1);
+constexpr int costly_wake_ups = 2;
+constexpr auto first_penalty = std::chrono::seconds(1);
+constexpr auto last_penalty = std::chrono::seconds(64);
+
 // --- Connections
 constexpr auto half_open = std::chrono::milliseconds(5000);   // without SET_OWNER, while another front end waits
 constexpr auto first_retry = std::chrono::milliseconds(100);  // of accept, connect and listen; doubled each time

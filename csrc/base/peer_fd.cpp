@@ -207,6 +207,10 @@ void PeerFd::signal_on(const std::shared_ptr<HelperLane>& lane) {
 PeerFd::Signalled PeerFd::signal() noexcept {
   if (!usable_) return Signalled::nobody;
   if (writer_) return writer_->signal();
+  return wake_at_low_cost([this] { return signal_now(); }, costly_);
+}
+
+PeerFd::Signalled PeerFd::signal_now() noexcept {
   if (kind_ == Kind::eventfd && !old_kernel && eventfd_aio::signal(fd_)) return Signalled::delivered;
   ssize_t n;
   do {
@@ -224,12 +228,18 @@ PeerFd::Signalled PeerFd::signal() noexcept {
 }
 
 bool PeerFd::drain() noexcept {
-  uint64_t count;
-  ssize_t n = 0;
-  do {
-    if (usable_) n = read_now(fd_, &count, sizeof count);
-  } while (n < 0 && errno == EINTR);
-  return n > 0;
+  if (!usable_) return false;
+  const auto drain_now = [this] {
+    uint64_t count;
+    ssize_t n;
+    do {
+      n = read_now(fd_, &count, sizeof count);
+    } while (n < 0 && errno == EINTR);
+    return n > 0;
+  };
+  const bool any = drains_(drain_now);
+  costly_ |= drains_.costly();
+  return any;
 }
 
 namespace detail {

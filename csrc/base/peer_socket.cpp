@@ -2,7 +2,6 @@
 #include "base/peer_socket.hpp"
 
 #include <fcntl.h>
-#include <sys/socket.h>
 #include <sys/uio.h>
 
 #include <algorithm>
@@ -67,11 +66,18 @@ ssize_t PeerSocket::receive(std::span<std::byte> bytes, std::vector<UniqueFd>& f
   data.iov_len = static_cast<size_t>(n);
   taken.msg_iov = &data;
   taken.msg_iovlen = 1;
-  n = receive_from(fd(), taken, 0);
+  n = receives_([&] { return receive_from(fd(), taken, 0); });
   // Truncated: there were fds, and the copies are of those. Else they are of the message after it, and come again.
   if (n >= 0 && (taken.msg_flags & MSG_CTRUNC) != 0) std::ranges::move(copies, std::back_inserter(fds));
-  if (fds.size() <= most_fds) return n;
-  errno = EMFILE;
+  if (fds.size() <= most_fds && !receives_.costly()) return n;
+  errno = receives_.costly() ? ETIME : EMFILE;
+  return -1;
+}
+
+ssize_t PeerSocket::send(const msghdr& message) noexcept {
+  const ssize_t n = sends_([&] { return ::sendmsg(fd(), &message, MSG_NOSIGNAL); });
+  if (n < 0 || !sends_.costly()) return n;
+  errno = ETIME;
   return -1;
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include <sys/socket.h>
 #include <sys/types.h>
 
 #include <cstddef>
@@ -10,6 +11,7 @@
 #include "base/budget.hpp"
 #include "base/helper.hpp"
 #include "base/unique_fd.hpp"
+#include "base/wake_cost.hpp"
 
 namespace vhost_ioat {
 
@@ -44,14 +46,18 @@ class PeerSocket {
   bool has_room() const { return !lane_ || lane_->has_room_for_fds(fds_at_worst); }
   /// Reads into `bytes`, and appends to `fds`. At the end of the stream 0, and -1 with errno when nothing can be read:
   /// EAGAIN; what recvmsg() says; EMFILE when `fds` has more than `most_fds` then, or this process cannot open them (it
-  /// may be those of the next message, as a look goes on after the last byte; seen with Linux 6.18). Then the
+  /// may be those of the next message, as a look goes on after the last byte; seen with Linux 6.18). ETIME when it
+  /// takes far too much of this thread's time to wake those who wait for the socket (wake_cost.hpp). Then the
   /// connection is to be ended. A read ends with the bytes that fds were sent with. Throws std::bad_alloc, before it
   /// reads.
   ssize_t receive(std::span<std::byte> bytes, std::vector<UniqueFd>& fds);
+  /// As sendmsg(), without SIGPIPE; -1 and ETIME as above.
+  ssize_t send(const msghdr& message) noexcept;
 
  private:
   UniqueFd socket_;
   std::shared_ptr<HelperLane> lane_;
+  WakeCost sends_, receives_;
 };
 
 }  // namespace vhost_ioat

@@ -169,13 +169,22 @@ void EthVhost::take_over(uint32_t ring, Prepared ready) noexcept {
     take_over_rx(id.number, std::move(ready));
   } else {
     txqs_[id.number]->setup(std::move(setup), std::move(ready.tx));
-    txqs_[id.number]->owner().give_back();
+    give_back(*txqs_[id.number]);
   }
   const bool usable = vring_queue(id).running() && vring_queue(id).enabled();
   if (usable == ring_usable_[ring]) return;
   ring_usable_[ring] = usable;
   report({.kind = Kind::queue, .queue = id, .enabled = usable, .level = Level::info}, " is %s",
          usable ? "enabled" : "disabled");
+}
+
+/// Of a queue that was changed; should its new fds be worth a word, it is said in a moment.
+void EthVhost::give_back(VringQueue& queue) noexcept {
+  if (queue.something_to_report()) {
+    queue.ask_for_attention();
+    wake_control();
+  }
+  queue.owner().give_back();
 }
 
 void EthVhost::take_over_rx(uint32_t queue, Prepared ready) noexcept {
@@ -187,7 +196,7 @@ void EthVhost::take_over_rx(uint32_t queue, Prepared ready) noexcept {
            ": its kick fd cannot be waited for (%s); the ring is polled for those who wait", std::strerror(errno));
   }
   rxqs_[queue]->setup(std::move(ready.setup), std::move(ready.rx));
-  rxqs_[queue]->owner().give_back();
+  give_back(*rxqs_[queue]);
   // A kick may have gone to the fd or the ring that was there before.
   if (interrupt.wanted()) {
     interrupt.wake();

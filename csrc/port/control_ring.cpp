@@ -84,7 +84,10 @@ void ControlRing::serve() {
     ++served;
   }
   if (ring_.fault()) {
-    if (err_) err_->peer.signal();
+    if (err_) {
+      err_->peer.signal();
+      if (err_->peer.costly()) listener_.costly();
+    }
     return listener_.broken(ring_.fault().text().c_str());
   }
   if (served == budget::commands_a_turn) {
@@ -110,7 +113,10 @@ bool ControlRing::serve_one() {
   const virtio::ControlQueue::Answer answer = queue_.handle(command.pieces(), reply.start());
   ring_.commit(chain, answer.acknowledged ? 1 : 0);
   ring_.publish(ring_.filled());
-  if (ring_.should_notify() && call_) call_->peer.signal();
+  if (ring_.should_notify() && call_) {
+    call_->peer.signal();
+    if (call_->peer.costly()) listener_.costly();
+  }
   if (!answer.change.empty()) listener_.changed(answer.change.c_str());
   return true;
 }

@@ -22,6 +22,8 @@ class ControlRing {
     std::function<void(const char* change)> changed;
     /// The ring is broken until it is set up again.
     std::function<void(const char* fault)> broken;
+    /// A call took far too long (base/wake_cost.hpp).
+    std::function<void()> costly;
   };
   ControlRing(std::shared_ptr<EventLoop> loop, uint32_t queue_pairs, Listener listener);
 

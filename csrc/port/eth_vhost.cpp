@@ -24,6 +24,10 @@ EthVhost::EthVhost(PortConfig config)
                 [this](const char* fault) {
                   report({.kind = Kind::peer}, "the control queue is broken until the front end restarts it: %s",
                          fault);
+                },
+                [this]() REQUIRES(control_thread) {
+                  costly_peer_ = true;
+                  wake_control();
                 }}),
       prepared_(rings()),
       ring_usable_(queue_rings()),
@@ -243,7 +247,11 @@ bool EthVhost::rx_intr_enable(uint32_t queue) {
     wake_control();
     return true;
   }
-  interrupt.clear();
+  if (!interrupt.clear()) [[unlikely]] {
+    rxq.notices().add(Notice::Kind::costly_fd, 0, 0);
+    rxq.ask_for_attention();
+    wake_control();
+  }
   const bool waiting = rxq.enable_kicks();
   if (rxq.running() && !interrupt.has_kick()) wake_control();  // it polls the ring on behalf of the waiter
   return waiting;

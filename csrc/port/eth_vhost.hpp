@@ -161,6 +161,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   Prepared prepare_ring(uint32_t ring, const vhost_user::SessionState& next) REQUIRES(control_thread);
   void take_over(uint32_t ring, Prepared ready) noexcept REQUIRES(control_thread);
   void take_over_control(uint32_t ring, Prepared& ready) noexcept REQUIRES(control_thread);
+  void give_back(VringQueue& queue) noexcept REQUIRES(control_thread);
   void take_over_rx(uint32_t queue, Prepared ready) noexcept REQUIRES(control_thread);
   void control_changed(const char* change) REQUIRES(control_thread);
   void advise(uint32_t ring, KickWatch::Advice advice) noexcept REQUIRES(control_thread);
@@ -229,7 +230,8 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   uint32_t next_serviced_ GUARDED_BY(control_thread) = 0;      // queue, should a turn end early
   std::array<uint8_t, 60> rarp_ GUARDED_BY(control_thread){};  // frame to come first on rx queue 0
   bool rarp_waits_ GUARDED_BY(control_thread) = false;
-  Counter rarp_lost_;  // those that never got as far as the queue
+  bool costly_peer_ GUARDED_BY(control_thread) = false;  // to be dropped at the end of this turn
+  Counter rarp_lost_;                                    // those that never got as far as the queue
   std::shared_ptr<const memory::RegionTable> memory_ GUARDED_BY(control_thread);  // the session's
   Latch* closing_ GUARDED_BY(control_thread) = nullptr;                           // close() waits there
   std::optional<EventLoop::Clock::time_point> engines_end_

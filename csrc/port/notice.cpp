@@ -30,6 +30,8 @@ std::string Notice::text(Kind kind, const Notice& n) {
                     n.value, n.limit, n.extra);
     case Kind::call_failed:
       return "the other end of its call fd is gone; the guest is told of nothing until its front end sends another one";
+    case Kind::costly_fd:
+      return "so many wait for its call or kick fd that each use of it takes too long";
   }
   return "unknown notice";
 }

@@ -15,8 +15,9 @@ struct Notice {
     memory_exhausted,      // value: bytes wanted in one piece, limit: bytes of the arena
     memory_cut_up,         // value: bytes wanted in one piece, limit: bytes of the arena, extra: largest free piece
     call_failed,           // nothing more to say
+    costly_fd,             // the same; the session ends
   };
-  static constexpr size_t kinds = 5;
+  static constexpr size_t kinds = 6;
 
   uint64_t value = 0, limit = 0, extra = 0;
 

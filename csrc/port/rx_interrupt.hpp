@@ -34,10 +34,12 @@ class RxInterrupt {
   void wake() noexcept { eventfd_signal(wake_.get()); }
 
   // ---- whoever owns the queue
-  /// What was signalled so far is known.
-  void clear() noexcept {
+  /// What was signalled so far is known. False: that took far too long, by the fault of the front end.
+  bool clear() noexcept {
     eventfd_clear(wake_.get());
-    if (kick_) kick_->peer.drain();
+    if (!kick_) return true;
+    kick_->peer.drain();
+    return !kick_->peer.costly();
   }
 
   // ---- the control thread, with the queue held

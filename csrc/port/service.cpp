@@ -17,6 +17,8 @@ constexpr auto longest_step = std::chrono::seconds(5);
 
 void EthVhost::service() noexcept {
   check_memory();
+  if (std::exchange(costly_peer_, false) && endpoint_)
+    endpoint_->drop_peer("so many wait for its call or kick fds that each use of one takes too long", true);
   const auto turn_ends = EventLoop::Clock::now() + budget::time_a_turn;
   bool again = false, watched = false;
   for (uint32_t looked = 0; looked < config_.queues; ++looked) {
@@ -31,6 +33,7 @@ void EthVhost::service() noexcept {
     watched |= watch_for_waiter(q);
   }
   if (watched) waiter_timer_.arm_after(budget::kick_poll_interval);
+  if (costly_peer_) return service_timer_.arm(EventLoop::Clock::now());
   if (!again) {
     // Sleep, unless a burst left something behind while we looked.
     control_awake_.store(false, std::memory_order_relaxed);
@@ -64,6 +67,7 @@ bool EthVhost::service_tx(uint32_t queue) noexcept {
   if (call) {
     const bool told = call.signal() == PeerFd::Signalled::delivered;
     (told ? txq.counters.notifications : txq.counters.notification_errors).add(1);
+    costly_peer_ |= call.costly();
   }
   return again;
 }
@@ -212,7 +216,8 @@ std::string said(Text&& text) noexcept {
 /// Says what the queue could not say itself: notices, and what broke its ring.
 void EthVhost::report_fault(QueueId id) noexcept {
   VringQueue& vring = vring_queue(id);
-  vring.notices().take([&](Notice::Kind kind, const Notice& notice) {
+  vring.notices().take([&](Notice::Kind kind, const Notice& notice) REQUIRES(control_thread) {
+    costly_peer_ |= kind == Notice::Kind::costly_fd;
     report({.kind = Kind::peer, .queue = id, .enabled = true}, ": %s",
            said([&] { return Notice::text(kind, notice); }).c_str());
   });

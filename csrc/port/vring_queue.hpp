@@ -102,6 +102,7 @@ class VringQueue {
     if (!call_) return;  // the guest polls
     const PeerFd::Signalled signalled = call_->peer.signal();
     if (signalled == PeerFd::Signalled::failed) notices_.add(Notice::Kind::call_failed, 0, 0);
+    note_cost(call_->peer);
     (signalled == PeerFd::Signalled::delivered ? counters.notifications : counters.notification_errors).add(1);
   }
   /// For the control thread, which alone changes call_: what it may signal after giving the queue back, so that a guest
@@ -116,7 +117,14 @@ class VringQueue {
     }
   }
   void signal_error() noexcept {
-    if (err_) err_->peer.signal();
+    if (!err_) return;
+    err_->peer.signal();
+    note_cost(err_->peer);
+  }
+  /// After this fd of the front end was used.
+  void note_cost(const PeerFd& used) noexcept {
+    if (used.costly()) [[unlikely]]
+      notices_.add(Notice::Kind::costly_fd, 0, 0);
   }
 
   /// Does the ring go on where it stood? Its state is richer than what a front end can say.
@@ -154,7 +162,10 @@ class VringQueue {
         present->start(setup);
       }
     }
-    if (call_once) call_->peer.signal();
+    if (call_once) {
+      call_->peer.signal();
+      note_cost(call_->peer);
+    }
     return running_ && !same;
   }
   void drop_ring() noexcept {

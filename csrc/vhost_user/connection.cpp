@@ -27,6 +27,8 @@ void Connection::close(std::string why, bool broken) {
 
 /// A peer that has gone is no news. Anything else, such as a want of buffers, is ours to tell.
 void Connection::lose(int error) {
+  costly_ = error == ETIME;
+  if (costly_) return close("so many wait for its socket that each message takes too long", true);
   close(format("the connection was lost: %s", std::strerror(error)), error != EPIPE && error != ECONNRESET);
 }
 
@@ -109,7 +111,7 @@ bool Connection::flush() {
         std::memcpy(CMSG_DATA(rights) + i * sizeof fd, &fd, sizeof fd);
       }
     }
-    const ssize_t n = ::sendmsg(socket_.fd(), &header, MSG_NOSIGNAL);
+    const ssize_t n = socket_.send(header);
     if (n < 0) {
       if (errno == EINTR) continue;
       if (errno == EAGAIN) return true;

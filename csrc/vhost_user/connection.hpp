@@ -37,6 +37,7 @@ class Connection {
 
   const std::string& error() const { return error_; }
   bool broken() const { return broken_; }  // closed since the framing was wrong, not since the peer left
+  bool costly() const { return costly_; }  // closed since messages took too much time to wake those who wait for them
 
  private:
   void close(std::string why, bool broken);
@@ -49,7 +50,7 @@ class Connection {
   std::optional<Message> outgoing_;
   size_t sent_ = 0;  // bytes of outgoing_, header included
   std::string error_;
-  bool broken_ = false;
+  bool broken_ = false, costly_ = false;
 };
 
 }  // namespace vhost_ioat::vhost_user

@@ -53,7 +53,10 @@ void Endpoint::stop(std::function<void()> stopped) {
   flush();
 }
 
-void Endpoint::drop_peer(const char* reason) noexcept { end(reason, true); }
+void Endpoint::drop_peer(const char* reason, bool costly) noexcept {
+  costly_ |= costly;
+  end(reason, true);
+}
 
 void Endpoint::failed(const char* what) noexcept {
   if (session_) return end(what, true);
@@ -262,6 +265,7 @@ void Endpoint::end(const char* reason, bool broken) noexcept {
   ending_ = true;
   std::snprintf(reason_, sizeof reason_, "%s", reason);
   broken_ = broken;
+  costly_ |= connection_->costly();
   timer_.cancel();
   pause_over_.cancel();
   watch_listener(false);
@@ -277,6 +281,12 @@ void Endpoint::ended() noexcept {
   forget_session();
   owner_.disconnected(reason_, broken_);
   if (!running_) return flush();
+  if (std::exchange(costly_, false)) {
+    timer_.arm_after(penalty_);
+    penalty_ = std::min<Clock::duration>(2 * penalty_, budget::last_penalty);
+    return;
+  }
+  penalty_ = budget::first_penalty;
   timer_.arm_after(config_.client ? delay_ : Clock::duration::zero());
   if (config_.client) delay_ = std::min<Clock::duration>(2 * delay_, budget::last_retry);
 }

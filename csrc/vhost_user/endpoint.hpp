@@ -66,8 +66,9 @@ class Endpoint {
   void stop(std::function<void()> stopped) REQUIRES(control_thread);
   /// The device has held the rings it was asked for (Device::hold, never from inside it).
   void resume() REQUIRES(control_thread);
-  /// Ends the present session, if any; the next front end may come.
-  void drop_peer(const char* reason) noexcept REQUIRES(control_thread);
+  /// Ends the present session, if any; the next front end may come. `costly`: it took too much of our time for what it
+  /// did (base/wake_cost.hpp), so the next one waits, longer each time in a row.
+  void drop_peer(const char* reason, bool costly = false) noexcept REQUIRES(control_thread);
   /// A callback of this port threw: the session ends, or what was being tried is tried again later.
   void failed(const char* what) noexcept REQUIRES(control_thread);
 
@@ -116,7 +117,9 @@ class Endpoint {
   EventLoop::Timer pause_over_;  // messages may be read again
   HalfOpen half_open_;
   EventLoop::Clock::duration delay_;  // before the next try
-  int last_error_ = 0;                // of the last try, so that the same trouble is told once
+  bool costly_ = false;               // this session
+  EventLoop::Clock::duration penalty_ = budget::first_penalty;
+  int last_error_ = 0;  // of the last try, so that the same trouble is told once
 
   Lanes lanes_;                                            // of the present session
   std::array<Lanes, budget::former_sessions + 1> former_;  // of sessions that ended, and of the present one when it has

@@ -54,7 +54,8 @@ struct Bench {
                                                                [this](const char* fault) {
                                                                  std::lock_guard lock(mutex);
                                                                  faults.emplace_back(fault);
-                                                               }});
+                                                               },
+                                                               [] {}});
   }
   ~Bench() {
     stop();

@@ -326,6 +326,28 @@ TEST_CASE("endpoint: the port may drop its front end, also from within a message
   CHECK(port.wait_gone(2) == "broken: the number of the beast");
 }
 
+TEST_CASE("endpoint: after a front end that was too costly the next one waits") {
+  const Directory dir;
+  Port port({dir / "sock"});
+  Frontend first = Frontend::connect(dir / "sock");
+  talk(first);
+  bool connected = true;
+  std::promise<void> looked;
+  EventLoop::Timer before(port.loop, [&] {
+    connected = port.endpoint->connected();
+    looked.set_value();
+  });
+  port.loop->run([&] {
+    before.arm_after(budget::first_penalty);  // due before what is armed after it for the same time
+    port.endpoint->drop_peer("costly", true);
+  });
+  Frontend second = Frontend::connect(dir / "sock");
+  looked.get_future().get();
+  CHECK_FALSE(connected);
+  talk(second);
+  CHECK(port.wait_gone() == "broken: costly");
+}
+
 TEST_CASE("endpoint: a request waits for the device without stopping the loop") {
   const Directory dir;
   Port port({dir / "sock"});

@@ -28,6 +28,7 @@
 #include "base/latch.hpp"
 #include "base/peer_fd.hpp"
 #include "base/unique_fd.hpp"
+#include "crowd.hpp"
 #include "doctest/doctest.h"
 #include "watchdog.hpp"
 
@@ -215,13 +216,13 @@ TEST_CASE("peer fd: a signal is 8 bytes with the value 1, whatever carries it") 
   }
 }
 
-TEST_CASE("peer fd: many signals from one thread, each adds one") {
+TEST_CASE("peer fd: many signals from one thread, none is lost") {
   const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
   PeerFd peer(event.get(), Use::signal);
   for (int i = 0; i < 10000; ++i) REQUIRE(peer.signal() == Signalled::delivered);
   uint64_t count = 0;
   CHECK(::read(event.get(), &count, sizeof count) == sizeof count);
-  CHECK(count == 10000);
+  CHECK(count >= 10000);  // one that takes long, for want of a CPU, is tried again to see why
 }
 
 TEST_CASE("peer fd: a peer that is full counts as told, and does not hold us though it made the fd blocking") {
@@ -409,4 +410,22 @@ TEST_CASE("peer fd: a lane says once that the other end of a pipe is gone") {
   pipe.read.reset();
   CHECK(peer.signal() == Signalled::failed);
   CHECK(peer.signal() == Signalled::nobody);
+}
+
+TEST_CASE("peer fd: one for which very many wait is found out by what it costs, a quiet one never") {
+  const UniqueFd event(::eventfd(0, EFD_NONBLOCK));
+  PeerFd quiet(event.get(), Use::signal);
+  for (int i = 0; i < 10000; ++i) REQUIRE(quiet.signal() == Signalled::delivered);
+  CHECK_FALSE(quiet.costly());
+  const Crowd crowd(event.get());
+  CHECK(quiet.signal() == Signalled::delivered);
+  CHECK(quiet.costly());
+  PeerFd kick(event.get(), Use::wait);
+  for (int i = 0; i <= budget::costly_wake_ups; ++i) {
+    CHECK_FALSE(kick.costly());
+    CHECK(kick.drain());
+    const uint64_t one = 1;
+    REQUIRE(::write(event.get(), &one, sizeof one) == sizeof one);
+  }
+  CHECK(kick.costly());
 }
