@@ -108,7 +108,7 @@ class Engine:
 
     Attributes:
         queue: Number of the tx queue.
-        name: "0000:00:04.0" or "sw0", as in the devargs; the name of the software engine that stands in.
+        name: "0000:00:04.0" or "sw0", as in the devargs, or that of the software engine that stands in.
         description: Type and version, such as "software I/OAT 3.4".
         hardware: False for a software engine.
         active: False while the CPU makes its copies.

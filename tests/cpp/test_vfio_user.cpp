@@ -170,7 +170,7 @@ TEST_CASE("the reply to VERSION is no longer than the request, and other major v
   CHECK(full.payload[4] == std::byte{'{'});
   monitor.connect();
   monitor.send(Command::version, bytes(Version{1, 0}));
-  CHECK(says(monitor.dropped(), "speaks vfio-user 1"));
+  CHECK(says(monitor.dropped(), "speaks vfio-user version 1"));
 }
 
 TEST_CASE("anything before VERSION, and a second VERSION, ends the connection") {
