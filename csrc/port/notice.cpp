@@ -25,7 +25,7 @@ std::string Notice::text(Kind kind, const Notice& n) {
     case Kind::memory_cut_up:
       return format("packet memory is cut up by bursts that are held: a packet needs %" PRIu64
                     " bytes in one piece, the largest free one of %" PRIu64 " has %" PRIu64
-                    "; such packets are dropped, shorter ones pass; release bursts, keep packets with Burst.gather(), "
+                    "; such packets are dropped, shorter ones pass; release bursts, keep packets with Burst.detach(), "
                     "or raise mempool",
                     n.value, n.limit, n.extra);
     case Kind::call_failed:
