@@ -216,11 +216,13 @@ std::string said(Text&& text) noexcept {
 /// Says what the queue could not say itself: notices, and what broke its ring.
 void EthVhost::report_fault(QueueId id) noexcept {
   VringQueue& vring = vring_queue(id);
-  vring.notices().take([&](Notice::Kind kind, const Notice& notice) REQUIRES(control_thread) {
-    costly_peer_ |= kind == Notice::Kind::costly_fd;
+  bool costly = false;
+  vring.notices().take([&](Notice::Kind kind, const Notice& notice) {
+    costly |= kind == Notice::Kind::costly_fd;
     report({.kind = Kind::peer, .queue = id, .enabled = true}, ": %s",
            said([&] { return Notice::text(kind, notice); }).c_str());
   });
+  costly_peer_ |= costly;
   if (!vring.take_fault_report()) return;
   vring.signal_error();
   report({.kind = Kind::peer, .queue = id}, " is broken until the front end restarts it: %s",
