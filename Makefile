@@ -16,7 +16,7 @@ cxx_sources := CMakeLists.txt $(shell find csrc -name '*.[ch]pp')
 sources := pyproject.toml $(cxx_sources) $(shell find python -type f -not -name '*.pyc')
 cxx_format := $(shell find csrc tests benchmarks -name '*.[ch]pp')
 
-.PHONY: help build demo test lint format test-cpp test-python asan tsan thread-safety fuzz defects coverage chaos bench bench-check interop-full vfio clean
+.PHONY: help build demo test lint format test-cpp test-python asan tsan thread-safety fuzz defects mutants coverage chaos bench bench-check interop-full vfio clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -34,6 +34,7 @@ lint: $(STAMPS)/package $(STAMPS)/dev ## clang-format, ruff, mypy, stubtest
 	ruff format --check
 	ruff check
 	tools/defects --check
+	tools/mutants --check
 	mypy
 	cd $(VENV) && python -m mypy.stubtest vhost_ioat._core --allowlist $(CURDIR)/tools/stubtest-allowlist.txt
 
@@ -84,6 +85,12 @@ fuzz: $(STAMPS)/venv ## each libFuzzer target for FUZZ_SECONDS (30), from its se
 
 defects: $(STAMPS)/package $(STAMPS)/dev ## each known mistake of tests/defects, put in again, must make its tests fail
 	tools/defects $(DEFECTS)
+
+MUTANTS_SEED ?= 1
+MUTANTS_COUNT ?= 150
+MUTANTS_FILES ?= csrc/*/*.[ch]pp
+mutants: $(STAMPS)/package $(STAMPS)/dev ## MUTANTS_COUNT (150) small mistakes in MUTANTS_FILES, one at a time; a test must fail
+	tools/mutants --seed $(MUTANTS_SEED) --count $(MUTANTS_COUNT) --files '$(MUTANTS_FILES)'
 
 coverage: $(STAMPS)/package $(STAMPS)/dev ## lines and branches of csrc that the C++, unit and protocol tests reach
 	cmake --preset coverage -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir) -DPython_EXECUTABLE=$(abspath $(PY))

@@ -140,11 +140,24 @@ struct Loaded {
 };
 
 /// Each call makes one more look at the engine, as a caller does that has something to send.
-bool has_event(EthVhost& port, const char* part) {
+std::optional<port::Event> event_of(EthVhost& port, const char* part) {
   port.tx_done_cleanup(0);
-  const auto told = port.reports().take_events();
-  return std::any_of(told.begin(), told.end(),
-                     [part](const auto& event) { return event.text.find(part) != std::string::npos; });
+  for (const port::Event& event : port.reports().take_events())
+    if (event.text.find(part) != std::string::npos) return event;
+  return std::nullopt;
+}
+
+/// Waits for an event of the engine of queue 0.
+void check_engine_event(EthVhost& port, const char* part, bool enabled, int level) {
+  std::optional<port::Event> event;
+  REQUIRE(testing::eventually([&] { return (event = event_of(port, part)).has_value(); }));
+  CHECK(event->kind == "engine");
+  CHECK(event->queue == 0);
+  CHECK_FALSE(event->rx);
+  CHECK(event->enabled == enabled);
+  const auto log = port.reports().take_log();
+  const auto same = [&](const port::LogLine& line) { return line.text == event->text && line.level == level; };
+  CHECK(std::ranges::any_of(log, same));
 }
 
 /// A packet of several pages goes to the guest of a port without an engine.
@@ -268,7 +281,7 @@ TEST_CASE("port: an engine whose copy never ends costs its own port the session,
   REQUIRE(port->tx_burst(0, port::PacketView::of(burst)) == 1);
   REQUIRE(testing::eventually([&] { return blocked.touched(); }));
   SUBCASE("when the ladder has come to its end") {
-    REQUIRE(testing::eventually([&] { return has_event(*port, "could not be stopped"); }));
+    check_engine_event(*port, "could not be stopped", false, port::Reports::error);
     REQUIRE(port->wait_link(false, testing::watchdog_end()));
     passes_a_packet(*neighbour, next_door);
     Front again(path("stuck"));  // the next front end is served, by the CPU
@@ -312,10 +325,23 @@ TEST_CASE("port: close() does not wait for the thread of an engine that was give
   std::memset(burst.row(0), 0, packet_len);
   REQUIRE(port->tx_burst(0, port::PacketView::of(burst)) == 1);
   called->wait();  // the worker stands, without a copy at work
-  REQUIRE(testing::eventually([&] { return has_event(*port, "is given up"); }));
+  check_engine_event(*port, "is given up", false, port::Reports::error);
   CHECK(front.has(0));  // the CPU made the copy
   port->close();
   port.reset();
   let_go->open();
   CHECK(testing::eventually([] { return testing::threads() == testing::threads_at_start; }));
+}
+
+TEST_CASE("port: memory that an engine cannot reach is an event, and the CPU copies there") {
+  EthVhost port(Loaded::config(format("/tmp/vhost_ioat_test_port.%d", ::getpid()), port::Publish::cpu));
+  auto& reachable = port.engine_model(0)->memory();
+  uint8_t somewhere;
+  for (uint64_t iova = uint64_t{1} << 60; reachable.size() < dma::IovaMap::max_pieces; iova += 4096)
+    reachable.map(iova, &somewhere, 1);
+  port.start();
+  Front front(format("/tmp/vhost_ioat_test_port.%d", ::getpid()));
+  REQUIRE(port.wait_link(true, testing::watchdog_end()));
+  check_engine_event(port, "sw0 cannot reach 1048576 bytes of guest memory", true, port::Reports::warning);
+  passes_a_packet(port, front);
 }

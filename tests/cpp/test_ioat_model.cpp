@@ -423,6 +423,64 @@ TEST_CASE("model: configuration space has what a kernel driver looks for") {
   }
 }
 
+TEST_CASE("model: configuration space: what each byte is at first, and which bits of it can be written") {
+  struct Field {
+    uint32_t at, bytes, first, writable = 0;
+  };
+  // PCI 3.0, 6.1; the capabilities of MSI-X, PCI Express and power management; then the device's own.
+  const std::vector<Field> fields = {
+      {0x00, 4, 0x0b008086},
+      {0x04, 2, 0, 0x546},
+      {0x06, 2, 0x10},
+      {0x08, 4, 0x08800000},
+      {0x0c, 1, 0, 0xff},
+      {0x10, 4, 4, 0xffffc000},
+      {0x14, 4, 0, ~0u},
+      {0x2c, 4, 0x8086},
+      {0x34, 1, 0x80},
+      {0x3c, 1, 0, 0xff},
+      {0x48, 4, 0, ~0u},
+      {0x60, 4, 0, ~0u},
+      {0x80, 2, 0x9011},
+      {0x82, 2, 0, 0xc000},
+      {0x84, 4, spec::msix_table},
+      {0x88, 4, spec::msix_pba},
+      {0x90, 2, 0xe010},
+      {0x92, 2, 0x92},
+      {0x94, 4, 0x10008000},
+      {0x98, 2, 0x10, 0x7fff},
+      {0xb8, 2, 0, 0xffff},
+      {0xe0, 2, 1},
+      {0xe2, 2, 3},
+      {0xe4, 2, 8, 3},
+      {0x14c, 4, 0, ~0u},
+      {0x150, 4, 0, ~0u},
+      {0x184, 4, 0x60000, ~0u},
+      {0x188, 4, 0x10000, ~0u},
+  };
+  std::vector<uint8_t> first(PciConfigModel::size), writable(PciConfigModel::size);
+  for (const Field& field : fields) {
+    for (uint32_t i = 0; i < field.bytes; ++i) {
+      first[field.at + i] = static_cast<uint8_t>(field.first >> 8 * i);
+      writable[field.at + i] = static_cast<uint8_t>(field.writable >> 8 * i);
+    }
+  }
+  PciConfigModel config(0x0b00);
+  for (uint32_t at = 0; at < PciConfigModel::size; ++at) {
+    CAPTURE(at);
+    CHECK(config.read(at, 1) == first[at]);
+    config.write(at, 0xff, 1);
+    CHECK(config.read(at, 1) == (first[at] | writable[at]));
+    config.write(at, 0, 1);
+    CHECK(config.read(at, 1) == (first[at] & ~writable[at]));
+  }
+  config = PciConfigModel(0x0b00);
+  config.raise_chanerr_int(0xffffffff);
+  CHECK(config.chanerr_int() == 0xffffffff);
+  config.write(spec::cfg_chanerr_int, 0x01020304, 4);
+  CHECK(config.chanerr_int() == ~0x01020304u);
+}
+
 // --- Faults on demand
 // -------------------------------------------------------------------------------------------------
 

@@ -558,6 +558,9 @@ TEST_CASE("an interrupt needs an eventfd, of the one vector there is") {
   CHECK(set(set_trigger | set_eventfd, irq_msix, 0, 2) == EINVAL);
   CHECK(set(set_trigger | set_eventfd, 5, 0, 0) == EINVAL);
   CHECK(set(set_trigger | set_eventfd, 0, 0, 1) == EINVAL);
+  CHECK(set(set_eventfd, irq_msix, 0, 1) == EINVAL);
+  const UniqueFd one = make_eventfd(), other = make_eventfd();
+  CHECK(set(set_trigger | set_eventfd, irq_msix, 0, 1, {one.get(), other.get()}) == EINVAL);
   const Ram not_an_eventfd(4096);
   monitor.send(Command::device_set_irqs, bytes(IrqSet{20, set_trigger | set_eventfd, irq_msix, 0, 1}),
                {not_an_eventfd.fd.get()});

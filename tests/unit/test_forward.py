@@ -155,6 +155,73 @@ def test_txonly_counts_what_was_taken_and_drops_nothing(pair):
     assert total.opackets == len(a_guest.recv(0, 4096)) + len(b_guest.recv(0, 4096)) > 0
 
 
+def test_txonly_sends_udp_to_the_discard_port_of_a_test_address(pair):
+    a, a_guest, b, b_guest = pair
+    forward(a, b, "txonly", seconds=0, burst=7)
+    ethernet = bytes.fromhex("56484f535402 56484f535401 0800")
+    ip = bytes.fromhex("4500 0032 0000 0000 40 11 ee93 c6120001 c6120002")  # RFC 2544
+    packet = ethernet + ip + bytes.fromhex("0009 0009 001e 0000")
+    for guest in (a_guest, b_guest):
+        assert set(guest.recv(0, 4096)) == {packet + bytes(64 - len(packet))}
+
+
+US, THEM = bytes.fromhex("56484f535400"), bytes.fromhex("020000000001")
+OURS, THEIRS = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
+
+
+def arp(to, sender, operation, *addresses):
+    return to + sender + bytes.fromhex("0806 0001 0800 06 04") + bytes([0, operation]) + b"".join(addresses)
+
+
+def icmp(to, sender, source, destination, first=0x45, protocol=1, kind=8, words=(1, 2)):
+    """An ICMP message over IPv4; `first` is the version and the length of the header."""
+    header = bytes([first]) + bytes(8) + bytes([protocol, 0, 0]) + source + destination
+    total = sum(words) + (kind << 8)
+    checksum = 0xFFFF - (total % 0xFFFF or 0xFFFF)
+    message = bytes([kind, 0]) + checksum.to_bytes(2, "big") + b"".join(word.to_bytes(2, "big") for word in words)
+    return to + sender + b"\x08\x00" + header + bytes(max(0, (first & 15) - 5) * 4) + message
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        (arp(b"\xff" * 6, THEM, 1, THEM, THEIRS, bytes(6), OURS), arp(THEM, US, 2, US, OURS, THEM, THEIRS)),
+        (icmp(US, THEM, THEIRS, OURS), icmp(THEM, US, OURS, THEIRS, kind=0)),
+        (
+            icmp(US, THEM, THEIRS, OURS, first=0x46, words=(1, 2, 3)),
+            icmp(THEM, US, OURS, THEIRS, first=0x46, words=(1, 2, 3), kind=0),
+        ),
+        (icmp(US, THEM, THEIRS, OURS, words=(1, 0xF801)), icmp(THEM, US, OURS, THEIRS, words=(1, 0xF801), kind=0)),
+    ],
+)
+def test_icmpecho_answers_arp_and_ping(pair, request_, answer):
+    a, a_guest, b, _ = pair
+    assert a_guest.send(0, [request_]) == 1
+    until(lambda: forward(a, b, "icmpecho", seconds=0).opackets)
+    assert a_guest.recv(0) == [answer]
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        arp(THEM, US, 2, US, OURS, THEM, THEIRS),
+        arp(b"\xff" * 6, THEM, 1, THEM, THEIRS, bytes(6), OURS)[:-1],
+        icmp(US, THEM, THEIRS, OURS)[:-1],
+        icmp(US, THEM, THEIRS, OURS, first=0x46)[:-1],
+        icmp(US, THEM, THEIRS, OURS, first=0x65),
+        icmp(US, THEM, THEIRS, OURS, first=0x44, words=(1, 2, 3, 4)),
+        icmp(US, THEM, THEIRS, OURS, protocol=17),
+        icmp(US, THEM, THEIRS, OURS, kind=0),
+        US + THEM + b"\x86\xdd" + icmp(US, THEM, THEIRS, OURS)[14:],
+    ],
+)
+def test_icmpecho_answers_nothing_else(pair, packet):
+    a, a_guest, b, _ = pair
+    assert a_guest.send(0, [packet]) == 1
+    until(lambda: forward(a, b, "icmpecho", seconds=0).consumed)
+    assert a_guest.recv(0) == []
+
+
 @pytest.mark.parametrize("policy", ["", "wait", "DROP", None, 3])
 def test_a_policy_is_drop_or_retry(pair, policy):
     a, _, b, _ = pair

@@ -7,8 +7,9 @@ import threading
 import pytest
 
 import vhost_ioat
-from traffic import at_guest, at_port, until
-from vhost_ioat import EthVhost, Stats
+from raw_ring import raw_rings
+from traffic import at_guest, at_port, send_all, until
+from vhost_ioat import Burst, EthVhost, Stats
 from vhost_ioat.guest import Guest
 from vhost_ioat.testing import RawFrontend
 from vhost_ioat.testing.frontend import REQUESTS, Message
@@ -79,6 +80,76 @@ def test_events_tell_of_queues(linked):
     port, _ = linked(queues=2)
     queues = {(e.queue, e.rx) for e in events_until(port, "link") + port.events() if e.kind == "queue" and e.enabled}
     assert queues == {(0, False), (0, True), (1, False), (1, True)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "enabled", "level", "end"),
+    [
+        ("error", True, logging.INFO, "tx queue 1: engine sw0 works again"),
+        ("gone", False, logging.ERROR, "tx queue 1: engine sw0 is given up ("),
+    ],
+)
+def test_events_tell_of_an_engine_that_fails_and_what_becomes_of_it(linked, caplog, fault, enabled, level, end):
+    caplog.set_level(logging.INFO, "vhost_ioat")
+    port, guest = linked(queues=2, ioats={1: "sw0"})
+    port.engine_model(1).inject(fault, value=10 if fault == "error" else 0)
+    events = []
+
+    def look():
+        port.tx_burst(1, [bytes(2000)])
+        guest.recv(1)
+        events.extend(event for event in port.events() if event.kind == "engine")
+        return len(events) >= 2
+
+    until(look, "two events of an engine")
+    failed, ended = events
+    assert (failed.queue, failed.rx, failed.enabled) == (1, False, True)
+    assert failed.text.startswith("tx queue 1: engine sw0 failed: ")
+    assert failed.text.endswith("; its copies will be made by the CPU")
+    assert (ended.queue, ended.rx, ended.enabled) == (1, False, enabled)
+    assert ended.text.startswith(end)
+    assert [r.levelno for r in caplog.records if "engine sw0" in r.getMessage()] == [logging.WARNING, level]
+
+
+@pytest.mark.parametrize("rx", [False, True])
+def test_an_event_tells_of_a_ring_that_is_broken(socket_path, caplog, rx):
+    caplog.set_level(logging.INFO, "vhost_ioat")
+    with EthVhost(socket_path, queues=2) as port, raw_rings(socket_path, rings=4) as rings:
+        for ring in rings:
+            ring.say()
+        ring = rings[3 if rx else 2]
+        ring.avail = 5000
+        ring.add()
+        events = []
+
+        def look():
+            if rx:
+                port.rx_burst(1)
+            else:
+                port.tx_burst(1, [bytes(64)])
+            events.extend(event for event in port.events() if event.kind == "peer")
+            return events
+
+        until(look, "an event of a peer")
+        (event,) = events
+        assert (event.queue, event.rx, event.enabled) == (1, rx, False)
+        name = f"{'rx' if rx else 'tx'} queue 1"
+        assert event.text.startswith(f"{name} is broken until the front end restarts it: ")
+        assert [r.levelno for r in caplog.records if name + " is broken" in r.getMessage()] == [logging.WARNING]
+        assert [r.index for r in port.info().rings if r.broken] == [ring.index]
+
+
+def test_an_event_tells_what_a_guest_does_wrong(linked, caplog):
+    caplog.set_level(logging.INFO, "vhost_ioat")
+    port, guest = linked(queues=2)
+    burst = Burst.from_packets([bytes(4000)])
+    burst.net_hdr["gso_type"], burst.net_hdr["gso_size"], burst.net_hdr["hdr_len"] = 1, 1448, 54
+    assert guest.send(1, burst, net_hdr=burst.net_hdr) == 1
+    until(lambda: port.rx_burst(1) or port.stats().ierrors)
+    (event,) = [event for event in events_until(port, "peer") if event.kind == "peer"]
+    assert (event.queue, event.rx, event.enabled) == (1, True, True)
+    assert event.text.startswith("rx queue 1: the guest asks for segmentation (gso_type 1)")
+    assert [r.levelno for r in caplog.records if "segmentation" in r.getMessage()] == [logging.WARNING]
 
 
 def test_the_event_fd_is_readable_while_events_wait(linked):
@@ -162,6 +233,46 @@ def test_counters_can_be_reset(linked):
     assert port.xstats()["tx_q0_good_packets"] == 0
 
 
+def test_counters_of_queues_add_up_and_a_reset_reaches_each(linked):
+    port, guest = linked(queues=2)
+    wrong = Burst.from_packets([bytes(80)])
+    wrong.net_hdr["flags"], wrong.net_hdr["csum_start"] = 1, 5000
+    port.xstats_reset()
+    for _ in range(2):  # what is counted from the reset on does not depend on what was before
+        port.stats_reset()
+        send_all(lambda left: port.tx_burst(0, left), [bytes(64)])
+        send_all(lambda left: port.tx_burst(1, left), [bytes(70)] * 3 + [bytes(70000)])
+        at_guest(guest, 0, 1)
+        at_guest(guest, 1, 3)
+        assert guest.send(0, [bytes(90)] * 4) == 4
+        assert guest.send(1, [bytes(100)] * 2) == 2
+        assert guest.send(1, wrong, net_hdr=wrong.net_hdr) == 1
+        at_port(port, 0, 4)
+        at_port(port, 1, 2)
+        until(lambda: port.rx_burst(1) or port.stats().ierrors)
+        assert port.stats() == Stats(
+            ipackets=6, opackets=4, ibytes=560, obytes=274, ierrors=1, oerrors=1,
+            q_ipackets=(4, 2), q_opackets=(1, 3), q_ibytes=(360, 200), q_obytes=(64, 210), q_errors=(0, 2),
+        )  # fmt: skip
+    xstats = port.xstats()
+    assert [xstats[f"{side}_q{queue}_errors"] for side in ("rx", "tx") for queue in (0, 1)] == [0, 2, 0, 2]
+    assert (xstats["rx_q1_header_dropped"], xstats["tx_q1_oversize_dropped"]) == (2, 2)
+
+
+def test_what_a_disabled_ring_loses_is_counted(socket_path):
+    with EthVhost(socket_path) as port, raw_rings(socket_path) as rings:
+        for ring in rings:
+            ring.say(ENABLE=0)
+        until(lambda: len(port.info().rings) == 2)
+        for _ in range(2):
+            rings[1].add(bytes(64), 3)
+            until(lambda: port.rx_burst(0) or port.stats().imissed == 3)
+            assert port.stats().ipackets == 0
+            port.stats_reset()
+        assert port.stats().imissed == 0
+        assert port.xstats()["rx_q0_missed_packets"] == 6
+
+
 QUEUE_FIELDS = ["q_ipackets", "q_opackets", "q_ibytes", "q_obytes", "q_errors"]
 NET_VHOST = [
     "good_packets",
@@ -177,19 +288,23 @@ NET_VHOST = [
     "size_1024_1518_packets",
     "size_1519_max_packets",
 ]
+EACH = [*NET_VHOST, *(f"guest_notifications{what}" for what in ("", "_suppressed", "_error")), "errors"]
+RX = ["missed_packets", "mbuf_alloc_failed", "gso_no_csum_dropped"]
+RX += [f"{why}_dropped" for why in ("nombuf", "empty", "oversize", "pieces", "header", "gso")]
+TX = ["oversize_dropped", "gso_dropped", "short_buffers", "engine_lost", "cpu_bytes"]
 DMA = ["submitted", "completed", "bytes", "errors", "resets", "inflight", "inflight_max", "publish_batches"]
 FALLBACK = ["ring_full", "unmapped", "address", "disabled"]
 
 
 def test_extended_statistics_have_their_names(linked):
     port, _ = linked(queues=2)
-    names = set(port.xstats())
+    names = {"control_errors", "events_lost", "rarp_lost"}
     for queue in range(2):
-        assert {f"rx_q{queue}_{name}" for name in NET_VHOST} <= names
-        assert {f"tx_q{queue}_{name}" for name in NET_VHOST} <= names
-        assert {f"tx_q{queue}_dma_{name}" for name in DMA} <= names
-        assert {f"tx_q{queue}_dma_fallback_{name}" for name in FALLBACK} <= names
-        assert {f"tx_q{queue}_{name}" for name in ("cpu_bytes", "oversize_dropped", "gso_dropped")} <= names
+        names |= {f"rx_q{queue}_{name}" for name in EACH + RX}
+        names |= {f"tx_q{queue}_{name}" for name in EACH + TX}
+        names |= {f"tx_q{queue}_dma_{name}" for name in DMA}
+        names |= {f"tx_q{queue}_dma_fallback_{name}" for name in FALLBACK}
+    assert set(port.xstats()) == names
 
 
 @pytest.mark.parametrize(
