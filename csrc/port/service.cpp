@@ -170,7 +170,7 @@ void EthVhost::engine_ended(uint32_t queue) noexcept {
     case Recovery::Outcome::recovered:
       txq.reap();
       return report({.kind = Kind::engine, .queue = tx_queue(queue), .enabled = true, .level = Level::info},
-                    "tx queue %u: engine %s works again", queue, name);
+                    ": engine %s works again", name);
     case Recovery::Outcome::given_up:
       txq.reap();
       return give_up(queue);
