@@ -58,7 +58,8 @@ TEST_CASE("setup: nothing of an old memory table is used after a new one came") 
 TEST_CASE("setup: a queue whose engine was abandoned after its ring was to go on stays stopped") {
   GuestRig guest;
   port::TxQueue queue;
-  attach_engine(queue, guest, dma::IoatModel::Mode::inline_);
+  dma::SoftEngine made = dma::make_soft_engine("sw0", {.mode = dma::IoatModel::Mode::inline_});
+  queue.pipe().set_engine(std::move(made.engine), 1024, port::Publish::cpu, {});  // without slots, which would leak
   queue.setup(guest.setup());
   REQUIRE(queue.goes_on(guest.setup()));  // so nothing is prepared
   queue.abandon();
