@@ -35,8 +35,8 @@ constexpr size_t former_sessions = 16;
 /// How long stop() and close() wait for what blocks; it is left to the helper after that.
 constexpr auto patience_at_stop = std::chrono::seconds(2);
 
-/// This thread's own time to wake whoever waits for an fd or a socket of the peer; with so many more of them in a row
-/// over it, the front end is dropped, and the next one waits, longer each time.
+/// Time that a thread may need to wake whoever waits for an fd or a socket of the peer. With so many of them over it in
+/// a row, after a suspicious one, the front end is dropped, and the next one waits, longer each time.
 constexpr auto wake_up = std::chrono::milliseconds(1);
 constexpr int costly_wake_ups = 2;
 constexpr auto first_penalty = std::chrono::seconds(1);

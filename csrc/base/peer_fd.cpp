@@ -207,7 +207,7 @@ void PeerFd::signal_on(const std::shared_ptr<HelperLane>& lane) {
 PeerFd::Signalled PeerFd::signal() noexcept {
   if (!usable_) return Signalled::nobody;
   if (writer_) return writer_->signal();
-  return wake_at_low_cost([this] { return signal_now(); }, costly_);
+  return cost_([this] { return signal_now(); });
 }
 
 PeerFd::Signalled PeerFd::signal_now() noexcept {
@@ -237,9 +237,7 @@ bool PeerFd::drain() noexcept {
     } while (n < 0 && errno == EINTR);
     return n > 0;
   };
-  const bool any = drains_(drain_now);
-  costly_ |= drains_.costly();
-  return any;
+  return cost_(drain_now);
 }
 
 namespace detail {

@@ -51,18 +51,18 @@ class PeerFd {
   Signalled signal() noexcept;
   /// Takes the signals that wait; were there any? What is left of a semaphore shows as readable again.
   bool drain() noexcept;
-  /// A signal or a drain took far too much of this thread's time (wake_cost.hpp). Stays true.
-  bool costly() const noexcept { return costly_; }
+  /// Signals or drains took far too much of this thread's time (wake_cost.hpp), as far as this copy knows.
+  bool costly() const noexcept { return cost_.costly(); }
 
  private:
   int fd_ = -1;
   Kind kind_ = Kind::none;
-  bool usable_ = false, costly_ = false;
+  bool usable_ = false;
   const char* why_ = "";
   Signalled signal_now() noexcept;
   class PipeWriter;
   std::shared_ptr<PipeWriter> writer_;  // of a pipe
-  WakeCost drains_;
+  WakeCost cost_;
 };
 
 namespace detail {

@@ -17,37 +17,29 @@ inline std::chrono::nanoseconds thread_time() noexcept {
   return std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec);
 }
 
-/// Does `wake`, which may be done again at will, and returns what it did first. `costly` turns true when it takes
-/// budget::wake_up of this thread's own time, whenever it is tried: time without a CPU does not count.
-template <typename Wake>
-auto wake_at_low_cost(Wake&& wake, bool& costly) noexcept {
-  using Clock = std::chrono::steady_clock;  // a tenth of what thread_time() costs
-  const auto begun = Clock::now();
-  const auto result = wake();
-  if (Clock::now() - begun < budget::wake_up) [[likely]]
-    return result;
-  for (int i = 0; i < budget::costly_wake_ups; ++i) {
-    const auto before = thread_time();
-    wake();
-    if (thread_time() - before < budget::wake_up) return result;
-  }
-  costly = true;
-  return result;
-}
-
-/// The same for what must not be done twice: so many of them in a row are costly.
+/// Looks at what it costs to use one file of a peer. Once a use took long by the clock, the next ones are measured by
+/// this thread's own time, since it may only have been without a CPU.
 class WakeCost {
  public:
   template <typename Wake>
   auto operator()(Wake&& wake) noexcept {
+    if (in_a_row_ == 0 && !suspect_) [[likely]] {
+      const auto begun = Clock::now();  // a tenth of what thread_time() costs
+      const auto result = wake();
+      suspect_ = Clock::now() - begun >= budget::wake_up;
+      return result;
+    }
     const auto before = thread_time();
     const auto result = wake();
-    in_a_row_ = thread_time() - before < budget::wake_up ? 0 : in_a_row_ + 1;
+    suspect_ = thread_time() - before >= budget::wake_up;
+    in_a_row_ = suspect_ ? in_a_row_ + 1 : 0;
     return result;
   }
-  bool costly() const noexcept { return in_a_row_ > budget::costly_wake_ups; }
+  bool costly() const noexcept { return in_a_row_ >= budget::costly_wake_ups; }
 
  private:
+  using Clock = std::chrono::steady_clock;
+  bool suspect_ = false;
   int in_a_row_ = 0;
 };
 

@@ -178,10 +178,10 @@ void EthVhost::take_over(uint32_t ring, Prepared ready) noexcept {
          usable ? "enabled" : "disabled");
 }
 
-/// Of a queue that was changed; should its new fds be worth a word, it is said in a moment.
+/// Of a queue that was changed; should its fds be too costly, its front end is dropped in a moment.
 void EthVhost::give_back(VringQueue& queue) noexcept {
-  if (queue.something_to_report()) {
-    queue.ask_for_attention();
+  if (queue.costly()) {
+    costly_peer_ = true;
     wake_control();
   }
   queue.owner().give_back();

@@ -65,9 +65,9 @@ bool EthVhost::service_tx(uint32_t queue) noexcept {
   PeerFd call = txq.call_due() ? txq.call() : PeerFd();
   owner.give_back();
   if (call) {
-    const bool told = call.signal() == PeerFd::Signalled::delivered;
+    const bool told = txq.by_control([&] { return call.signal(); }) == PeerFd::Signalled::delivered;
     (told ? txq.counters.notifications : txq.counters.notification_errors).add(1);
-    costly_peer_ |= call.costly();
+    costly_peer_ |= txq.costly();
   }
   return again;
 }
@@ -225,6 +225,7 @@ void EthVhost::report_fault(QueueId id) noexcept {
   costly_peer_ |= costly;
   if (!vring.take_fault_report()) return;
   vring.signal_error();
+  costly_peer_ |= vring.costly();
   report({.kind = Kind::peer, .queue = id}, " is broken until the front end restarts it: %s",
          said([&] { return vring.fault().text(); }).c_str());
 }

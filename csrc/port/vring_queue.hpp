@@ -117,10 +117,14 @@ class VringQueue {
     }
   }
   void signal_error() noexcept {
-    if (!err_) return;
-    err_->peer.signal();
-    note_cost(err_->peer);
+    if (err_) by_control([this] { return err_->peer.signal(); });
   }
+  /// Control thread: a signal of any fd that this queue has or had, so that exchanging them hides no cost.
+  template <typename Signal>
+  PeerFd::Signalled by_control(Signal&& signal) noexcept {
+    return control_cost_(std::forward<Signal>(signal));
+  }
+  bool costly() const noexcept { return control_cost_.costly(); }
   /// After this fd of the front end was used.
   void note_cost(const PeerFd& used) noexcept {
     if (used.costly()) [[unlikely]]
@@ -162,10 +166,7 @@ class VringQueue {
         present->start(setup);
       }
     }
-    if (call_once) {
-      call_->peer.signal();
-      note_cost(call_->peer);
-    }
+    if (call_once) by_control([this] { return call_->peer.signal(); });
     return running_ && !same;
   }
   void drop_ring() noexcept {
@@ -181,6 +182,7 @@ class VringQueue {
   virtio::RingAddresses at_;
   virtio::FeatureSet features_;
   vhost_user::SharedFd call_, err_;
+  WakeCost control_cost_;  // the control thread's alone
   Notices notices_;
 };
 

@@ -216,13 +216,13 @@ TEST_CASE("peer fd: a signal is 8 bytes with the value 1, whatever carries it") 
   }
 }
 
-TEST_CASE("peer fd: many signals from one thread, none is lost") {
+TEST_CASE("peer fd: many signals from one thread, each adds one") {
   const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
   PeerFd peer(event.get(), Use::signal);
   for (int i = 0; i < 10000; ++i) REQUIRE(peer.signal() == Signalled::delivered);
   uint64_t count = 0;
   CHECK(::read(event.get(), &count, sizeof count) == sizeof count);
-  CHECK(count >= 10000);  // one that takes long, for want of a CPU, is tried again to see why
+  CHECK(count == 10000);
 }
 
 TEST_CASE("peer fd: a peer that is full counts as told, and does not hold us though it made the fd blocking") {
@@ -418,11 +418,11 @@ TEST_CASE("peer fd: one for which very many wait is found out by what it costs, 
   for (int i = 0; i < 10000; ++i) REQUIRE(quiet.signal() == Signalled::delivered);
   CHECK_FALSE(quiet.costly());
   const Crowd crowd(event.get());
-  CHECK(quiet.signal() == Signalled::delivered);
+  for (int i = 0; i < budget::costly_wake_ups + 1; ++i)  // the first one is only suspicious
+    CHECK(quiet.signal() == Signalled::delivered);
   CHECK(quiet.costly());
   PeerFd kick(event.get(), Use::wait);
-  for (int i = 0; i <= budget::costly_wake_ups; ++i) {
-    CHECK_FALSE(kick.costly());
+  for (int i = 0; i < budget::costly_wake_ups + 1; ++i) {
     CHECK(kick.drain());
     const uint64_t one = 1;
     REQUIRE(::write(event.get(), &one, sizeof one) == sizeof one);
