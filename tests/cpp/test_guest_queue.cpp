@@ -139,6 +139,14 @@ TEST_CASE("a packet leaves the guest behind its header, in as many descriptors a
   }
 }
 
+TEST_CASE("a ring is broken from the moment on at which the device says so by the err eventfd") {
+  Bench<SendQueue> bench({8, modern, 2048, false, 0});
+  CHECK_FALSE(bench.queue.state().broken);
+  eventfd_signal(bench.queue.err_fd());
+  CHECK(bench.queue.state().broken);
+  CHECK(bench.queue.state().broken);
+}
+
 TEST_CASE("a full ring takes no more packets, and takes them again once the device has read some") {
   Bench<SendQueue> bench({4, modern, 2048, false, 0});
   const Bytes data = numbers(60, 3);

@@ -186,6 +186,12 @@ def test_slices_and_masks_of_a_masked_burst(burst):
     assert contents(piece[np.array([0, 3])]) == [PACKETS[4], PACKETS[1]]
 
 
+@pytest.mark.parametrize("mask", [[True, 2], [0, False], [1, np.True_], [True, False, True, 0, True]])
+def test_a_mask_is_of_booleans_or_of_integers(burst, mask):
+    with pytest.raises(IndexError, match="not of both"):
+        burst[mask]
+
+
 @pytest.mark.parametrize("index", ["a", 1.5, None, {}])
 def test_other_indices_are_refused(burst, index):
     with pytest.raises((TypeError, IndexError)):

@@ -3,7 +3,7 @@
 
 import pytest
 
-from traffic import at_guest, exchange, numbered, until
+from traffic import at_guest, exchange, numbered, send_all, until
 from vhost_ioat import ConfigError, DmaError, EthVhost
 from vhost_ioat.cli.stream import Stream
 from watchdog import WATCHDOG
@@ -81,6 +81,12 @@ def test_packets_are_shown_as_far_as_they_are_copied(stepped):
     until(step)
 
 
+def test_a_step_is_one_descriptor(stepped):
+    port, _, model = stepped
+    assert port.tx_burst(0, LARGE[:3]) == 3
+    assert model.step() == 1
+
+
 def test_cleanup_counts_what_it_reaped(linked):
     port, guest = linked(ioats={0: "sw0"}, sw_mode="inline")
     port.tx_burst(0, LARGE)
@@ -91,11 +97,12 @@ def test_cleanup_counts_what_it_reaped(linked):
 
 
 @pytest.mark.parametrize("publish", ["cpu", "dma"])
-def test_copies_are_finished_though_nobody_calls_again(linked, publish):
-    port, guest = linked(ioats={0: "sw0"}, publish=publish)
-    assert guest.rx_intr_enable(0) is False
-    assert port.tx_burst(0, LARGE[:1]) == 1
-    assert at_guest(guest, 0, 1) == LARGE[:1]
+@pytest.mark.parametrize("queue", [0, 2])
+def test_copies_are_finished_though_nobody_calls_again(linked, publish, queue):
+    port, guest = linked(queues=3, ioats={queue: "sw0"}, publish=publish)
+    assert guest.rx_intr_enable(queue) is False
+    send_all(lambda left: port.tx_burst(queue, left), LARGE[:1])
+    assert at_guest(guest, queue, 1) == LARGE[:1]
 
 
 @pytest.mark.parametrize("fault", [("error", 10), ("gone", 0), ("drop_writeback", 1), ("stuck", 0)])
