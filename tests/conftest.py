@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import os
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
+from watchdog import WATCHDOG
 
 ROOT = Path(__file__).parents[1]
 PEERS_REQUIRED = os.environ.get("VHOST_IOAT_REQUIRE") == "peers"
@@ -25,6 +28,11 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os
 # A shell that starts this in the background has Ctrl-C ignored, and the programs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise, by nohup
+
+
+def pytest_unconfigure() -> None:
+    """A thread that never ends must not keep the process from ending: its stack is shown, and the run fails."""
+    faulthandler.dump_traceback_later(WATCHDOG, exit=True)
 
 
 @functools.cache

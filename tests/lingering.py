@@ -46,7 +46,7 @@ def close_after(send: Callable[[], object], held: socket.socket) -> threading.Th
         told.set()
         held.close()
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     assert told.wait(WATCHDOG)
     return thread

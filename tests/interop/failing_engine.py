@@ -29,7 +29,7 @@ def failing_engine(port: vhost_ioat.EthVhost, queue: int = 0, pause: float = 0.0
             else:
                 model.inject("drop_writeback", nth=rng.randrange(20), value=1)
 
-    thread = threading.Thread(target=fail, name="failing engine")
+    thread = threading.Thread(target=fail, name="failing engine", daemon=True)
     thread.start()
     try:
         yield

@@ -16,7 +16,7 @@ class Forwarder:
         self._port, self._queues = port, queues
         self._stop = threading.Event()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="forwarder")
+        self._thread = threading.Thread(target=self._run, name="forwarder", daemon=True)
 
     def _run(self) -> None:
         try:

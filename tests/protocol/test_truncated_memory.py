@@ -69,7 +69,7 @@ def traffic(port: vhost_ioat.EthVhost, guest: Guest) -> Iterator[None]:
             moved += port.tx_burst(0, port.rx_burst(0))
             guest.recv(0)
 
-    thread = threading.Thread(target=move, args=[0])
+    thread = threading.Thread(target=move, args=[0], daemon=True)
     thread.start()
     try:
         yield

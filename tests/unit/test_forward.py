@@ -107,7 +107,7 @@ def test_counters_that_are_reset_meanwhile_change_nothing(pair):
             a.stats_reset()
             b.stats_reset()
 
-    thread = threading.Thread(target=reset)
+    thread = threading.Thread(target=reset, daemon=True)
     thread.start()
     total = Stats()
     while total.ipackets < sent:
@@ -251,7 +251,7 @@ def test_the_command_shows_what_was_dropped(socket_path, policy):
     )
     try:
         with Guest(f"{socket_path}l") as left, Guest(f"{socket_path}r", ring_size=64) as right:
-            threads = [threading.Thread(target=guest.connect, kwargs={"timeout": 60}) for guest in (left, right)]
+            threads = [threading.Thread(target=guest.connect, kwargs={"timeout": 60}, daemon=True) for guest in (left, right)]
             for thread in threads:
                 thread.start()
             for thread in threads:

@@ -99,7 +99,7 @@ def test_it_can_be_the_one_that_listens(socket_path):
             client.sendall(struct.pack("<IIIQ", 1, REPLY | 1, 8, 42))
             client.recv(12)
 
-    thread = threading.Thread(target=connect)
+    thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     with RawFrontend(socket_path, server=True) as frontend:
         assert frontend.get_u64("GET_FEATURES") == 42

@@ -34,7 +34,7 @@ def hello(path: str) -> socket.socket:
     """A connection on which VERSION was asked and answered."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(WATCHDOG)
-    connection.connect(path)
+    until_true(lambda: connection.connect_ex(path) in (0, errno.EISCONN))  # a path is there before it is listened on
     connection.sendall(struct.pack("<HHIIIHH", 1, 1, 20, 0, 0, 0, 1))
     assert struct.unpack("<HHIII", connection.recv(16)) == (1, 1, 20, 1, 0)
     assert connection.recv(4) == bytes(4)
@@ -49,7 +49,7 @@ def test_machines_are_served_one_after_the_other_and_the_socket_goes_at_the_end(
         listening.set()
         return done.is_set()
 
-    thread = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": watch})
+    thread = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": watch}, daemon=True)
     thread.start()
     assert listening.wait(WATCHDOG)
     assert Path(socket_path).stat().st_mode & 0o777 == 0o600
@@ -70,7 +70,7 @@ def test_a_machine_that_says_nothing_makes_way_for_the_next(socket_path: str, sa
         listening.set()
         return done.is_set()
 
-    thread = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": watch})
+    thread = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": watch}, daemon=True)
     thread.start()
     assert listening.wait(WATCHDOG)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
@@ -85,7 +85,7 @@ def test_a_machine_that_says_nothing_makes_way_for_the_next(socket_path: str, sa
 
 def test_an_fd_whose_close_waits_keeps_no_other_machine_out(socket_path: str) -> None:
     done = threading.Event()
-    server = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": lambda _: done.is_set()})
+    server = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": lambda _: done.is_set()}, daemon=True)
     server.start()
     until_true(lambda: Path(socket_path).exists())
     dma_map = struct.pack("<HHIIIIIQQQ", 2, 2, 48, 0, 0, 32, 3, 0, 0x10000, 4096)
@@ -107,7 +107,7 @@ def test_an_fd_whose_close_waits_keeps_no_other_machine_out(socket_path: str) ->
 
 def test_a_shortage_ends_nothing(socket_path: str, caplog: pytest.LogCaptureFixture) -> None:
     done = threading.Event()
-    thread = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": lambda _: done.is_set()})
+    thread = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": lambda _: done.is_set()}, daemon=True)
     thread.start()
     until_true(lambda: Path(socket_path).exists())
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -199,7 +199,7 @@ def test_close_from_another_thread_ends_a_wait_for_the_link(socket_path):
     port = EthVhost(socket_path)
     port.start()
     answers = []
-    waiters = [threading.Thread(target=lambda: answers.append(port.wait_link(timeout=None))) for _ in range(2)]
+    waiters = [threading.Thread(target=lambda: answers.append(port.wait_link(timeout=None)), daemon=True) for _ in range(2)]
     for waiter in waiters:
         waiter.start()
     port.close()
@@ -239,7 +239,7 @@ def test_a_second_caller_of_a_queue_gets_an_exception(linked):
             except VhostIoatError as error:
                 caught.append(str(error))
 
-    threads = [threading.Thread(target=hammer) for _ in range(3)]
+    threads = [threading.Thread(target=hammer, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
 
@@ -263,7 +263,7 @@ def test_different_queues_may_have_different_threads(linked):
             burst = port.rx_burst(queue)
             totals[queue] += port.tx_burst(queue, burst)
 
-    threads = [threading.Thread(target=echo, args=(queue,)) for queue in range(2)]
+    threads = [threading.Thread(target=echo, args=(queue,), daemon=True) for queue in range(2)]
     for thread in threads:
         thread.start()
     back = [0, 0]

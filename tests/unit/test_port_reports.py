@@ -60,7 +60,7 @@ def test_ctrl_c_ends_a_wait(socket_path, wait):
 
 def test_a_wait_lets_other_threads_run(socket_path):
     with EthVhost(socket_path) as port, Guest(socket_path) as guest:
-        thread = threading.Thread(target=guest.connect, kwargs={"timeout": WATCHDOG})
+        thread = threading.Thread(target=guest.connect, kwargs={"timeout": WATCHDOG}, daemon=True)
         thread.start()
         assert port.wait_link(timeout=2 * WATCHDOG)  # what it waits for needs the other thread
         thread.join()
@@ -185,7 +185,7 @@ def test_the_log_is_written_by_the_main_thread_only(linked, caplog):
     def other():
         port.wait_link(up=False, timeout=WATCHDOG)
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=other, daemon=True)
     thread.start()
     thread.join()
     assert not caplog.records

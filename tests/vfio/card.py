@@ -19,7 +19,7 @@ class Card:
         self.maps = 0
         self._stop = threading.Event()
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def _serve(self) -> None:
         def watch(maps: int) -> bool:
