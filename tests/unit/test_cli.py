@@ -96,7 +96,9 @@ def test_two_ports_are_connected(socket_path):
     process = start("fwd", f"left,iface={left}", f"right,iface={right}", "--seconds", "60")
     try:
         with Guest(left) as a, Guest(right) as b:
-            threads = [threading.Thread(target=guest.connect, kwargs={"timeout": WATCHDOG}, daemon=True) for guest in (a, b)]
+            threads = [
+                threading.Thread(target=guest.connect, kwargs={"timeout": WATCHDOG}, daemon=True) for guest in (a, b)
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:

@@ -251,7 +251,9 @@ def test_the_command_shows_what_was_dropped(socket_path, policy):
     )
     try:
         with Guest(f"{socket_path}l") as left, Guest(f"{socket_path}r", ring_size=64) as right:
-            threads = [threading.Thread(target=guest.connect, kwargs={"timeout": 60}, daemon=True) for guest in (left, right)]
+            threads = [
+                threading.Thread(target=guest.connect, kwargs={"timeout": 60}, daemon=True) for guest in (left, right)
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:

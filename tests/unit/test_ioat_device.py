@@ -85,7 +85,9 @@ def test_a_machine_that_says_nothing_makes_way_for_the_next(socket_path: str, sa
 
 def test_an_fd_whose_close_waits_keeps_no_other_machine_out(socket_path: str) -> None:
     done = threading.Event()
-    server = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": lambda _: done.is_set()}, daemon=True)
+    server = threading.Thread(
+        target=dma.serve, args=(socket_path,), kwargs={"watch": lambda _: done.is_set()}, daemon=True
+    )
     server.start()
     until_true(lambda: Path(socket_path).exists())
     dma_map = struct.pack("<HHIIIIIQQQ", 2, 2, 48, 0, 0, 32, 3, 0, 0x10000, 4096)
@@ -107,7 +109,9 @@ def test_an_fd_whose_close_waits_keeps_no_other_machine_out(socket_path: str) ->
 
 def test_a_shortage_ends_nothing(socket_path: str, caplog: pytest.LogCaptureFixture) -> None:
     done = threading.Event()
-    thread = threading.Thread(target=dma.serve, args=(socket_path,), kwargs={"watch": lambda _: done.is_set()}, daemon=True)
+    thread = threading.Thread(
+        target=dma.serve, args=(socket_path,), kwargs={"watch": lambda _: done.is_set()}, daemon=True
+    )
     thread.start()
     until_true(lambda: Path(socket_path).exists())
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

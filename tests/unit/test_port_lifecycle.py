@@ -199,7 +199,9 @@ def test_close_from_another_thread_ends_a_wait_for_the_link(socket_path):
     port = EthVhost(socket_path)
     port.start()
     answers = []
-    waiters = [threading.Thread(target=lambda: answers.append(port.wait_link(timeout=None)), daemon=True) for _ in range(2)]
+    waiters = [
+        threading.Thread(target=lambda: answers.append(port.wait_link(timeout=None)), daemon=True) for _ in range(2)
+    ]
     for waiter in waiters:
         waiter.start()
     port.close()
