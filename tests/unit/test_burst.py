@@ -188,7 +188,7 @@ def test_slices_and_masks_of_a_masked_burst(burst):
 
 @pytest.mark.parametrize("mask", [[True, 2], [0, False], [1, np.True_], [True, False, True, 0, True]])
 def test_a_mask_is_of_booleans_or_of_integers(burst, mask):
-    with pytest.raises(IndexError, match="not of both"):
+    with pytest.raises(IndexError, match="not both"):
         burst[mask]
 
 
