@@ -11,31 +11,20 @@
 namespace vhost_ioat::dma {
 namespace {
 
-constexpr uint64_t page = 4096, huge_page = 2 << 20;
-
 uintptr_t address_of(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
-
-/// The first address from `from` on with the same offset as `host` within a page, or within a huge page when the range
-/// is large enough to hold one: then an IOMMU can use large pages too.
-uint64_t congruent(uint64_t from, uintptr_t host, size_t size) {
-  const uint64_t unit = size >= huge_page ? huge_page : page;
-  return from + ((host - from) & (unit - 1));
-}
 
 }  // namespace
 
 IoatEngine::IoatEngine(std::shared_ptr<Mmio> registers, std::shared_ptr<DmaSpace> space, const Identity& identity,
                        const ChannelOptions& options)
     : registers_(std::move(registers)),
-      space_(std::move(space)),
       ring_pages_(std::make_unique<RingPages>(IoatChannel::memory_size(options.ring_size))),
-      address_bits_(spec::address_bits(registers_->read8(spec::CBVER))) {
-  capabilities_.name = identity.name;  // for messages from here on
-  map(ring_pages_->data(), ring_pages_->size());
+      domain_(std::move(space), identity.name, spec::address_bits(registers_->read8(spec::CBVER))) {
+  const uint64_t ring_iova = domain_.map(ring_pages_->data(), ring_pages_->size());
   try {
-    channel_.emplace(*registers_, DmaMemory{ring_pages_->data(), mappings_.front().iova, ring_pages_->size()}, options);
+    channel_.emplace(*registers_, DmaMemory{ring_pages_->data(), ring_iova, ring_pages_->size()}, options);
   } catch (...) {
-    unmap(ring_pages_->data());  // a shared space outlives this engine
+    domain_.clear();  // a shared space outlives this engine
     throw;
   }
   capabilities_ = {.name = identity.name,
@@ -45,7 +34,7 @@ IoatEngine::IoatEngine(std::shared_ptr<Mmio> registers, std::shared_ptr<DmaSpace
                    .in_order = true,
                    .ring_size = channel_->ring_size(),
                    .max_copy = channel_->max_copy(),
-                   .address_bits = address_bits_};
+                   .address_bits = channel_->address_bits()};
 }
 
 IoatEngine::~IoatEngine() {
@@ -57,69 +46,7 @@ IoatEngine::~IoatEngine() {
   }
   if (!stopped && !revoked_) ring_pages_->leak();
   if (!stopped || revoked_) return;
-  for (const Mapping& mapping : mappings_) {
-    try {
-      space_->unmap(mapping.iova, mapping.size);
-    } catch (const std::exception&) {  // the space undoes what is left when it goes
-    }
-  }
-}
-
-// --- Memory
-// -----------------------------------------------------------------------------------------------------------
-
-void IoatEngine::map(void* host, size_t size) {
-  const Mapping mapping{address_of(host), size, 0};
-  auto place = std::lower_bound(mappings_.begin(), mappings_.end(), mapping.host,
-                                [](const Mapping& m, uintptr_t address) { return m.host < address; });
-  const bool overlaps = (place != mappings_.end() && place->host - mapping.host < size) ||
-                        (place != mappings_.begin() && mapping.host - place[-1].host < place[-1].size);
-  if (size == 0 || overlaps) {
-    throw DmaError(format("%s: %zu bytes at %p are empty, or overlap memory that is already mapped",
-                          capabilities_.name.c_str(), size, host));
-  }
-  const auto index = place - mappings_.begin();
-  mappings_.reserve(mappings_.size() + 1);  // so that nothing can fail once the device has the mapping
-  const uint64_t iova = pick_iova(mapping.host, size);
-  space_->map(iova, host, size);
-  mappings_.insert(mappings_.begin() + index, Mapping{mapping.host, size, iova});
-}
-
-void IoatEngine::unmap(void* host) {
-  const auto found =
-      std::find_if(mappings_.begin(), mappings_.end(), [&](const Mapping& m) { return m.host == address_of(host); });
-  if (found == mappings_.end()) throw DmaError(format("%s: %p is not mapped", capabilities_.name.c_str(), host));
-  const Mapping mapping = *found;
-  mappings_.erase(found);
-  dst_hint_ = src_hint_ = {};
-  if (!revoked_) space_->unmap(mapping.iova, mapping.size);
-}
-
-/// First fit, so that thousands of reconnects do not use up the 46 bits of a 3.2 channel.
-uint64_t IoatEngine::pick_iova(uintptr_t host, size_t size) const {
-  std::vector<Mapping> taken = mappings_;
-  std::sort(taken.begin(), taken.end(), [](const Mapping& a, const Mapping& b) { return a.iova < b.iova; });
-  const uint64_t top = (uint64_t{1} << address_bits_) - 1;
-  for (const IovaRange& range : space_->usable()) {
-    const uint64_t last = std::min(range.last, top);
-    uint64_t iova = congruent(std::max(range.first, page), host, size);
-    for (const Mapping& mapping : taken) {
-      const uint64_t end = mapping.iova + mapping.size;
-      if (end <= iova) continue;
-      if (mapping.iova > iova && mapping.iova - iova >= size) break;
-      iova = congruent((end + page - 1) & ~(page - 1), host, size);  // whole pages, an IOMMU has no smaller unit
-    }
-    if (iova <= last && size - 1 <= last - iova) return iova;
-  }
-  throw DmaError(format("%s: no room for %zu bytes within the device's %u address bits", capabilities_.name.c_str(),
-                        size, unsigned{address_bits_}));
-}
-
-IoatEngine::Mapping IoatEngine::find(uintptr_t address) const noexcept {
-  auto after = std::upper_bound(mappings_.begin(), mappings_.end(), address,
-                                [](uintptr_t wanted, const Mapping& m) { return wanted < m.host; });
-  if (after == mappings_.begin()) return {};
-  return after[-1].holds(address, 1) ? after[-1] : Mapping{};
+  domain_.clear();
 }
 
 // --- Copies
@@ -131,6 +58,10 @@ Refusal IoatEngine::enqueue(std::span<const Copy> copies, uint32_t cookie) noexc
     return Refusal::disabled;
   if (copies.empty()) [[unlikely]]
     return Refusal::address;  // its end would never be seen
+  if (unmappings_seen_ != domain_.unmappings()) [[unlikely]] {
+    unmappings_seen_ = domain_.unmappings();
+    dst_hint_ = src_hint_ = {};
+  }
   const Copy* copy = copies.data();
   const Copy* const last = copy + copies.size() - 1;
   uint32_t index = channel.head();
@@ -161,8 +92,8 @@ Refusal IoatEngine::enqueue_from(const Copy* copy, const Copy* last, uint32_t in
     if (copy->len == 0) return Refusal::address;
     uintptr_t dst = address_of(copy->dst), src = address_of(copy->src), left = copy->len;
     while (left > 0) {
-      if (!dst_hint_.holds(dst, 1)) dst_hint_ = find(dst);
-      if (!src_hint_.holds(src, 1)) src_hint_ = find(src);
+      if (!dst_hint_.holds(dst, 1)) dst_hint_ = domain_.find(dst);
+      if (!src_hint_.holds(src, 1)) src_hint_ = domain_.find(src);
       if (dst_hint_.size == 0 || src_hint_.size == 0) return Refusal::unmapped;
       if (index == limit) return Refusal::ring_full;
       const uintptr_t piece = std::min({left, dst_hint_.size - (dst - dst_hint_.host),
@@ -198,7 +129,7 @@ Step IoatEngine::reset() noexcept {
 
 Step IoatEngine::revoke() noexcept {
   if (revoked_) return Step::done;
-  const Step step = space_->revoke();
+  const Step step = domain_.revoke();
   if (step == Step::done) {
     revoked_ = true;
     channel_->abandon();

@@ -5,9 +5,8 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <vector>
 
-#include "dma/dma_space.hpp"
+#include "dma/domain.hpp"
 #include "dma/engine.hpp"
 #include "dma/ioat_channel.hpp"
 #include "dma/register_file.hpp"
@@ -37,8 +36,8 @@ class IoatEngine final : public DmaEngine {
   const Capabilities& capabilities() const override { return capabilities_; }
   EngineStats stats() const override { return channel_->stats(); }
 
-  void map(void* host, size_t size) override;
-  void unmap(void* host) override;
+  void map(void* host, size_t size) override { domain_.map(host, size); }
+  void unmap(void* host) override { domain_.unmap(host); }
 
   Refusal enqueue(std::span<const Copy> copies, uint32_t cookie) noexcept override;
   void submit() noexcept override { channel_->submit(); }
@@ -52,29 +51,17 @@ class IoatEngine final : public DmaEngine {
   Step revoke() noexcept override;
 
  private:
-  struct Mapping {
-    uintptr_t host = 0;
-    uintptr_t size = 0;
-    uint64_t iova = 0;
-
-    bool holds(uintptr_t address, uintptr_t len) const { return len <= size && address - host <= size - len; }
-    uint64_t translate(uintptr_t address) const { return iova + (address - host); }
-  };
-
-  uint64_t pick_iova(uintptr_t host, size_t size) const;
-  Mapping find(uintptr_t address) const noexcept;
   [[gnu::noinline]] Refusal enqueue_from(const Copy* copy, const Copy* last, uint32_t index, uint32_t cookie,
                                          uint64_t bytes) noexcept;
 
   std::optional<IoatChannel> channel_;
-  Mapping dst_hint_, src_hint_;    // the mappings hit last: bursts mostly stay within one of each
-  std::vector<Mapping> mappings_;  // by host address, the ring among them
+  Mapping dst_hint_, src_hint_;   // the mappings hit last: bursts mostly stay within one of each
+  uint32_t unmappings_seen_ = 0;  // Domain::unmappings(): the hints are of that time
 
   std::shared_ptr<Mmio> registers_;
-  std::shared_ptr<DmaSpace> space_;
   std::unique_ptr<RingPages> ring_pages_;
+  Domain domain_;  // the ring is in it, too
   Capabilities capabilities_;
-  uint8_t address_bits_;
   bool revoked_ = false;
   bool resetting_ = false;
   uint32_t failed_resets_ = 0;
