@@ -20,6 +20,8 @@ enum class CopyStatus : uint8_t { ok, error, not_attempted };
 struct Completion {
   uint32_t cookie;
   CopyStatus status;
+  uint32_t descriptors = 0;  // of all its copies, as the engine split them
+  uint64_t bytes = 0;
 };
 
 /// Why a set of copies was not taken (then nothing of it was).
@@ -46,7 +48,8 @@ struct EngineStats {
   uint64_t resets = 0;
 };
 
-/// What a tx queue needs of a copy engine. It knows nothing of rings, packets or sockets.
+/// What a queue needs of a copy engine: a device of its own (IoatEngine), or its share of one (Client in channel.hpp).
+/// It knows nothing of rings, packets or sockets.
 ///
 /// Thread rule: one caller at a time, whoever owns the queue (its caller or the control thread). No call waits, and
 /// enqueue, submit and poll neither allocate nor throw.
@@ -55,8 +58,11 @@ class DmaEngine {
   virtual ~DmaEngine() = default;
   virtual const Capabilities& capabilities() const = 0;
   virtual EngineStats stats() const = 0;
+  /// Grows as long as the device works, for whomever.
+  virtual uint64_t progress() const noexcept { return stats().completed; }
 
-  /// Makes [host, host + size) known to the device, as a whole. Page-aligned for hardware. Throws DmaError.
+  /// Makes [host, host + size) known to the device, as a whole. Page-aligned for hardware. Throws DmaError. This and
+  /// unmap() may take long, and may be called while others use a device that is shared.
   virtual void map(void* host, size_t size) = 0;
   /// Forgets a mapping made by map(), with the same address. Only with no copy of it in flight.
   virtual void unmap(void* host) = 0;

@@ -221,7 +221,7 @@ size_t IoatChannel::poll(std::span<Completion> out) noexcept {
   for (; count < most; ++count, ++next) {
     const Job& job = jobs_[next & mask_];
     if (static_cast<int32_t>(done - job.end) < 0) break;
-    out[count] = Completion{job.cookie, CopyStatus::ok};
+    out[count] = Completion{job.cookie, CopyStatus::ok, job.end - tail, job.bytes};
     tail = job.end;
     bytes += job.bytes;
   }

@@ -1,48 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The DMA engines of a port: which one serves which tx queue, and what memory each knows.
 #include <algorithm>
-#include <set>
+#include <ranges>
 
 #include "base/error.hpp"
-#include "base/mutex.hpp"
-#include "dma/hardware_engine.hpp"
-#include "dma/soft_engine.hpp"
+#include "dma/registry.hpp"
 #include "port/calibration.hpp"
 #include "port/eth_vhost.hpp"
 
 namespace vhost_ioat::port {
 
-namespace {
-
-/// PCI functions that serve a queue somewhere in this process.
-class Claims {
- public:
-  static bool take(const std::string& bdf) {
-    const MutexLock lock(all().mutex);
-    return all().taken.insert(bdf).second;
-  }
-  static void give_back(const std::string& bdf) {
-    const MutexLock lock(all().mutex);
-    all().taken.erase(bdf);
-  }
-
- private:
-  static Claims& all() {
-    static auto* instance = new Claims;
-    return *instance;
-  }
-
-  Mutex mutex;
-  std::set<std::string> taken GUARDED_BY(mutex);
-};
-
-bool is_software(const std::string& name) { return name.rfind("sw", 0) == 0; }
-
-}  // namespace
-
 void EthVhost::make_engines() {
+  dma::EngineOpener opener(config_.sw_mode);
   for (const auto& [queue, name] : config_.ioats) {
-    make_engine(queue, name);
+    make_engine(queue, name, opener);
     EngineSlot& slot = *engines_[queue];
     TxQueue& txq = *txqs_[queue];
     // Two bytes for each cookie of the longest in-flight list.
@@ -76,36 +47,31 @@ void EthVhost::calibrate_engine(uint32_t queue) {
   }
 }
 
-void EthVhost::make_engine(uint32_t queue, const std::string& name) {
+void EthVhost::make_engine(uint32_t queue, const std::string& name, dma::EngineOpener& opener) {
   EngineSlot& slot = *engines_[queue];
-  const auto software = [&](const std::string& sw_name) {
-    dma::SoftEngine made = dma::make_soft_engine(sw_name, {.mode = dma::model_mode(config_.sw_mode)});
-    slot.set_engine(std::move(made.engine), std::move(made.model));
+  const auto open = [&](const std::string& of, bool alone) {
+    dma::NamedEngine opened = opener.open(of, alone);
+    slot.set_engine(std::move(opened.engine), std::move(opened.model));
   };
-  if (is_software(name)) return software(name);
-  if (!Claims::take(name))
-    throw ConfigError(
-        format("ioats: %s already serves a queue in this process; one engine serves one queue", name.c_str()));
+  const bool alone = std::ranges::count(config_.ioats | std::views::values, name) == 1;
   std::string why;
   try {
-    return slot.set_engine(dma::make_hardware_engine(name), nullptr);
+    return open(name, alone);
   } catch (const std::exception& error) {
-    Claims::give_back(name);
-    if (!config_.ioat_fallback) throw;
+    if (dma::is_software(name) || !config_.ioat_fallback) throw;
     why = error.what();
   }
   slot.set_state(format("stands in for %s: %s", name.c_str(), why.c_str()).c_str());
   const std::string stand_in = format("sw%u", queue);
   report({.kind = Kind::engine, .queue = tx_queue(queue), .enabled = true},
          ": %s cannot be had, the software engine %s stands in: %s", name.c_str(), stand_in.c_str(), why.c_str());
-  software(stand_in);
+  open(stand_in, true);
 }
 
 /// Of a queue that is taken for good.
 void EthVhost::release_engine(uint32_t queue) noexcept {
   EngineSlot* slot = engines_[queue].get();
   if (!slot || !slot->engine()) return;
-  if (slot->engine()->capabilities().hardware) Claims::give_back(slot->engine()->capabilities().name);
   txqs_[queue]->pipe().set_engine(nullptr, UINT32_MAX, Publish::cpu, {});
   slot->end();
 }

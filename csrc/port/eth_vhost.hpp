@@ -14,6 +14,7 @@
 #include "base/latch.hpp"
 #include "base/mutex.hpp"
 #include "dma/ioat_model.hpp"
+#include "dma/registry.hpp"
 #include "memory/packet_arena.hpp"
 #include "port/config.hpp"
 #include "port/control_ring.hpp"
@@ -190,7 +191,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
 
   // ---- engines (engines.cpp), by the constructor: the control thread does not know this port yet
   void make_engines();
-  void make_engine(uint32_t queue, const std::string& name);
+  void make_engine(uint32_t queue, const std::string& name, dma::EngineOpener& opener);
   void calibrate_engine(uint32_t queue) NO_THREAD_SAFETY_ANALYSIS;
   void release_engine(uint32_t queue) noexcept REQUIRES(control_thread);
 

@@ -140,7 +140,7 @@ bool EthVhost::recover(uint32_t queue, Recovery::Time now, bool draining) noexce
   const dma::DmaEngine& engine = *slot->engine();
   Recovery& recovery = slot->recovery();
   if (!recovery.active()) {
-    const bool stuck = recovery.stuck(now, txq.pipe().polls(), engine.stats().completed, engine.outstanding() != 0);
+    const bool stuck = recovery.stuck(now, txq.pipe().polls(), engine.progress(), engine.outstanding() != 0);
     const bool slow = draining && engine.outstanding() != 0 && recovery.too_slow(now);
     if (!engine.failed() && !stuck && !slow) return false;
     recovery.begin(now, engine);

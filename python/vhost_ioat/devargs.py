@@ -201,9 +201,6 @@ def _engines(key: str, value: object) -> dict[int, str]:
         if number in engines:
             _refuse(key, value, f"txq{number} is given twice")
         engines[number] = _device(f"{key}: txq{number}", device)
-    for device in engines.values():
-        if (users := [f"txq{n}" for n, other in engines.items() if other == device])[1:]:
-            _refuse(key, value, f"{device} is given to {' and '.join(users)}, but a device serves one queue")
     return dict(sorted(engines.items()))
 
 
@@ -233,7 +230,8 @@ class Devargs:
         iface: Path of the vhost-user socket, at most 107 bytes.
         queues: Queue pairs, 1 to 128.
         client: Connect to a socket on which the front end listens, instead of listening.
-        ioats: Maps a tx queue to a DMA device: a PCI address ("0000:00:04.0") or a software engine ("sw0").
+        ioats: Maps a tx queue to a DMA device: a PCI address ("0000:00:04.0") or a software engine ("sw0"). Queues that
+            name the same device share it: a PCI address with all ports of the process, swN within the port.
         name: Name of the port in messages; None means the next eth_vhost_ioatN.
         ioat_threshold: The engine makes copies of at least this many bytes; "auto" measures the best value.
         ioat_fallback: Replace hardware that cannot be used by a software engine; if False, raise DmaError instead.

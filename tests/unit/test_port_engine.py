@@ -140,6 +140,50 @@ def test_each_queue_has_the_engine_it_was_given(linked):
     assert [engine.queue for engine in port.info().engines] == [0, 2]
 
 
+@pytest.fixture(params=["cpu", "dma"])
+def sharing(request, linked):
+    """A port whose queues 0 and 2 share one engine, and a function that sends packets through queue 0, 1, 2 in turn."""
+    port, guest = linked(queues=3, ioats={0: "sw0", 2: "sw0"}, publish=request.param, guest={"ring_size": 512})
+
+    def send_through_all(packets):
+        left, got = [list(packets) for _ in range(3)], [[] for _ in range(3)]
+
+        def turn():
+            for queue in range(3):
+                del left[queue][: port.tx_burst(queue, left[queue][:16])]
+                got[queue] += guest.recv(queue)
+            return all(len(one) == len(packets) for one in got)
+
+        until(turn, "every queue's packets at the guest")
+        return got
+
+    return port, send_through_all
+
+
+def test_queues_share_an_engine(sharing):
+    port, send_through_all = sharing
+    assert port.engine_model(0) is port.engine_model(2)
+    assert send_through_all(MIXED) == [MIXED] * 3
+    xstats = port.xstats()
+    assert [xstats[f"tx_q{queue}_dma_bytes"] > 0 for queue in range(3)] == [True, False, True]
+    done = xstats["tx_q0_dma_completed"] + xstats["tx_q2_dma_completed"]
+    assert port.engine_model(0).counters()["descriptors"] == done + 1  # the null descriptor of its start
+
+
+@pytest.mark.parametrize("fault", [("error", 10), ("gone", 0), ("stuck", 0)])
+def test_a_shared_engine_that_fails_loses_nothing_of_any_queue(sharing, fault):
+    kind, value = fault
+    port, send_through_all = sharing
+    port.engine_model(0).inject(kind, nth=9, value=value)
+    assert send_through_all(MIXED) == [MIXED] * 3
+    assert all(port.tx_drain(queue, WATCHDOG) for queue in range(3))
+    assert port.stats().opackets == 3 * len(MIXED)
+    told = " ".join(event.text for event in port.events() if event.kind == "engine")
+    assert "tx queue 0: engine sw0 failed" in told
+    assert "tx queue 2: engine sw0 failed" in told
+    assert [engine.active for engine in port.info().engines] == [kind != "gone"] * 2
+
+
 def test_a_device_that_is_not_there_is_a_fallback_or_an_error(socket_path):
     with EthVhost(socket_path, ioats={0: "ff:1f.7"}) as port:
         (engine,) = port.info().engines
