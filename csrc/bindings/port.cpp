@@ -7,6 +7,8 @@
 
 #include "base/error.hpp"
 #include "bindings/burst.hpp"
+#include "bindings/port_options.hpp"
+#include "bindings/port_records.hpp"
 #include "port/eth_vhost.hpp"
 
 namespace vhost_ioat::bindings {
@@ -113,93 +115,6 @@ PyMethodDef burst_methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-port::PortConfig config_from(const py::kwargs& options) {
-  port::PortConfig config;
-  config.name = options["name"].cast<std::string>();
-  config.iface = options["iface"].cast<std::string>();
-  config.queues = options["queues"].cast<uint32_t>();
-  config.client = options["client"].cast<bool>();
-  config.features = virtio::FeatureSet(options["features"].cast<uint64_t>()) & virtio::supported_features;
-  config.ioats = options["ioats"].cast<std::map<uint32_t, std::string>>();
-  const py::object threshold = options["ioat_threshold"];
-  config.ioat_threshold = threshold.is_none() ? 0 : threshold.cast<uint32_t>();
-  config.ioat_fallback = options["ioat_fallback"].cast<bool>();
-  config.publish = options["publish"].cast<std::string>() == "dma" ? port::Publish::dma : port::Publish::cpu;
-  config.sw_mode = options["sw_mode"].cast<std::string>();
-  config.socket_mode = options["socket_mode"].cast<mode_t>();
-  config.mempool = options["mempool"].cast<size_t>();
-  const py::object max_guest_mem = options["max_guest_mem"];
-  config.max_guest_mem = max_guest_mem.is_none() ? 0 : max_guest_mem.cast<uint64_t>();
-  return config;
-}
-
-py::dict stats_dict(const EthVhost& port, bool raw) {
-  const EthVhost::Stats s = raw ? port.raw_stats() : port.stats();
-  py::dict d;
-  d["ipackets"] = s.ipackets;
-  d["opackets"] = s.opackets;
-  d["ibytes"] = s.ibytes;
-  d["obytes"] = s.obytes;
-  d["imissed"] = s.imissed;
-  d["ierrors"] = s.ierrors;
-  d["oerrors"] = s.oerrors;
-  d["rx_nombuf"] = s.rx_nombuf;
-  auto per_queue = [&](uint64_t EthVhost::Stats::Queue::* field) {
-    py::tuple values(s.queues.size());
-    for (size_t q = 0; q < s.queues.size(); ++q) values[q] = s.queues[q].*field;
-    return values;
-  };
-  d["q_ipackets"] = per_queue(&EthVhost::Stats::Queue::ipackets);
-  d["q_opackets"] = per_queue(&EthVhost::Stats::Queue::opackets);
-  d["q_ibytes"] = per_queue(&EthVhost::Stats::Queue::ibytes);
-  d["q_obytes"] = per_queue(&EthVhost::Stats::Queue::obytes);
-  d["q_errors"] = per_queue(&EthVhost::Stats::Queue::errors);
-  return d;
-}
-
-py::object text_or_none(const std::string& text) { return text.empty() ? py::none() : py::object(py::str(text)); }
-
-py::tuple control_tuple(const virtio::ControlState& state) {
-  const auto texts = [](const std::vector<virtio::MacAddress>& addresses) {
-    py::tuple out(addresses.size());
-    for (size_t i = 0; i < addresses.size(); ++i) out[i] = virtio::text_of(addresses[i]);
-    return out;
-  };
-  py::list vlans;
-  for (size_t id = 0; id < state.vlans.size(); ++id)
-    if (state.vlans[id]) vlans.append(id);
-  return py::make_tuple(state.promiscuous, state.all_multicast, state.all_unicast, state.no_multicast, state.no_unicast,
-                        state.no_broadcast, state.mac ? py::object(py::str(virtio::text_of(*state.mac))) : py::none(),
-                        texts(state.unicast), texts(state.multicast), py::tuple(vlans), state.queue_pairs);
-}
-
-py::dict info_dict(EthVhost& port) {
-  EthVhost::Info info;
-  {
-    const Unlocked unlocked;
-    info = port.info();
-  }
-  py::dict d;
-  d["driver"] = "eth_vhost_ioat";
-  d["features"] = info.features;
-  d["protocol_features"] = info.protocol_features;
-  d["mtu"] = info.mtu;
-  py::list regions, rings, engines, mempools;
-  for (const auto& r : info.regions) regions.append(py::make_tuple(r.gpa, r.size));
-  for (const auto& r : info.rings)
-    rings.append(py::make_tuple(r.index, r.size, r.started, r.enabled, text_or_none(r.broken)));
-  for (const auto& e : info.engines)
-    engines.append(py::make_tuple(e.queue, e.name, e.description, e.hardware, e.active, e.state));
-  for (const auto& m : info.mempools) mempools.append(py::make_tuple(m.queue, m.size, m.in_use, m.largest_free));
-  d["mempools"] = mempools;
-  d["control"] = control_tuple(info.control);
-  d["regions"] = regions;
-  d["rings"] = rings;
-  d["engines"] = engines;
-  d["last_error"] = text_or_none(info.last_error);
-  return d;
-}
-
 py::list take_events(EthVhost& port, const Seconds& timeout) {
   std::vector<port::Event> events = port.reports().take_events();
   if (events.empty() && (timeout.forever || timeout.value > 0)) {
@@ -210,11 +125,7 @@ py::list take_events(EthVhost& port, const Seconds& timeout) {
       return !events.empty();
     });
   }
-  py::list out;
-  for (const auto& e : events)
-    out.append(py::make_tuple(port::name_of(e.kind), e.queue ? py::object(py::int_(e.queue->number)) : py::none(),
-                              e.queue && e.queue->rx(), e.enabled, e.text));
-  return out;
+  return event_dicts(events);
 }
 
 bool tx_drain(EthVhost& port, Clamped queue_id, const Seconds& timeout) {
@@ -245,6 +156,7 @@ bool wait_link(EthVhost& port, bool up, const Seconds& timeout) {
 
 void register_port(py::module_& m) {
   using release = py::call_guard<Unlocked>;
+  m.def("_default_options", default_options, "Defaults of the core; Devargs has those of Python, which are the same.");
   py::class_<EthVhost, std::shared_ptr<EthVhost>> port(m, "Port", "The native part of EthVhost.");
   port.def(py::init([](const py::kwargs& options) {
         port::PortConfig config = config_from(options);
@@ -312,7 +224,11 @@ In that case receive them instead of waiting for the fd. (rte_eth_dev_rx_intr_en
 
 Stepping needs sw_mode="stepped". None when the queue has a hardware engine or no engine.)")
       .def("_stats", &stats_dict, py::kw_only(), py::arg("raw") = false)
-      .def("_link", [](const EthVhost& self) { return py::make_tuple(self.link_up(), 10000, true); })
+      .def("_link",
+           [](const EthVhost& self) {
+             using py::literals::operator""_a;
+             return py::dict("up"_a = self.link_up(), "speed_mbps"_a = 10000, "full_duplex"_a = true);
+           })
       .def("_info", &info_dict)
       .def("_events", &take_events, py::arg("timeout"))
       .def("_messages",

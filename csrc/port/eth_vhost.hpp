@@ -23,6 +23,7 @@
 #include "port/reports.hpp"
 #include "port/rx_interrupt.hpp"
 #include "port/rx_queue.hpp"
+#include "port/statistics.hpp"
 #include "port/tx_queue.hpp"
 #include "vhost_user/endpoint.hpp"
 #include "vhost_user/session.hpp"
@@ -78,13 +79,7 @@ class EthVhost final : private vhost_user::Device, private vhost_user::EndpointO
   const PortConfig& config() const { return config_; }
   const std::shared_ptr<memory::PacketArena>& arena(uint32_t queue = 0) const { return arenas_[queue]; }
 
-  struct Stats {
-    uint64_t ipackets = 0, opackets = 0, ibytes = 0, obytes = 0, imissed = 0, ierrors = 0, oerrors = 0, rx_nombuf = 0;
-    struct Queue {
-      uint64_t ipackets = 0, opackets = 0, ibytes = 0, obytes = 0, errors = 0;
-    };
-    std::vector<Queue> queues;
-  };
+  using Stats = PortStats;
   using XStats = std::vector<std::pair<std::string, uint64_t>>;
   Stats stats() const;
   Stats raw_stats() const;  // whatever stats_reset() did

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Statistics by the names users of ethdev know. Counters only grow; a reset moves the base that is subtracted.
+#include "port/statistics.hpp"
+
 #include "base/error.hpp"
 #include "port/eth_vhost.hpp"
 
@@ -30,26 +32,9 @@ EthVhost::Stats EthVhost::raw_stats() const {
 }
 
 EthVhost::Stats EthVhost::stats() const {
-  Stats s = raw_stats();
+  const Stats now = raw_stats();
   const MutexLock lock(snapshot_mutex_);
-  const Stats& base = stats_baseline_;
-  if (base.queues.empty()) return s;
-  s.ipackets -= base.ipackets;
-  s.opackets -= base.opackets;
-  s.ibytes -= base.ibytes;
-  s.obytes -= base.obytes;
-  s.imissed -= base.imissed;
-  s.ierrors -= base.ierrors;
-  s.oerrors -= base.oerrors;
-  s.rx_nombuf -= base.rx_nombuf;
-  for (size_t q = 0; q < s.queues.size(); ++q) {
-    s.queues[q].ipackets -= base.queues[q].ipackets;
-    s.queues[q].opackets -= base.queues[q].opackets;
-    s.queues[q].ibytes -= base.queues[q].ibytes;
-    s.queues[q].obytes -= base.queues[q].obytes;
-    s.queues[q].errors -= base.queues[q].errors;
-  }
-  return s;
+  return now.since(stats_baseline_);
 }
 
 void EthVhost::stats_reset() {

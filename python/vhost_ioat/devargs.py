@@ -208,8 +208,19 @@ def _write_engines(engines: dict[int, str]) -> str:
     return "(" + ";".join(f"txq{queue}@{device}" for queue, device in engines.items()) + ")"
 
 
-def _option(default: Any, read: _Reader, write: Callable[[Any], str] = str) -> Any:
-    return field(default=default, metadata={"read": read, "write": write})
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _option(
+    default: Any, read: _Reader, write: Callable[[Any], str] = str, core: Callable[[Any], Any] = _as_it_is
+) -> Any:
+    """A field of `Devargs`. `read` makes its value of what is given, `write` its text, `core` what the core takes."""
+    return field(default=default, metadata={"read": read, "write": write, "core": core})
+
+
+def _core_threshold(value: int | Literal["auto"]) -> int | None:
+    return None if value == "auto" else max(1, value)
 
 
 def _switch() -> Any:
@@ -256,10 +267,10 @@ class Devargs:
     queues: int = _option(1, _integer(1, MAX_QUEUES))
     client: bool = _option(False, _boolean, _write_switch)
     ioats: Mapping[int, str] = field(
-        default_factory=dict, hash=False, metadata={"read": _engines, "write": _write_engines}
+        default_factory=dict, hash=False, metadata={"read": _engines, "write": _write_engines, "core": dict}
     )
     name: str | None = _option(None, _port_name)
-    ioat_threshold: int | Literal["auto"] = _option(1024, _threshold)
+    ioat_threshold: int | Literal["auto"] = _option(1024, _threshold, core=_core_threshold)
     ioat_fallback: bool = _switch()
     publish: Literal["cpu", "dma"] = _option("cpu", _choice("cpu", "dma"))
     sw_mode: Literal["threaded", "inline", "stepped"] = _option("threaded", _choice("threaded", "inline", "stepped"))
@@ -307,6 +318,14 @@ class Devargs:
             if getattr(self, switch) and getattr(self, _REQUIRES.get(switch, switch)):
                 mask |= sum(1 << bit for bit in bits)
         return mask
+
+    def core_options(self) -> dict[str, Any]:
+        """What the core takes: the feature switches as one mask, and every other field under its name."""
+        options: dict[str, Any] = {"features": self.features}
+        for option in dataclasses.fields(self):
+            if option.name not in _FEATURE_BITS:
+                options[option.name] = option.metadata["core"](getattr(self, option.name))
+        return options
 
     def __str__(self) -> str:
         parts = [] if self.name is None else [self.name]

@@ -59,21 +59,7 @@ class EthVhost(_core.Port):
         if devargs.name is None:
             devargs = dataclasses.replace(devargs, name=f"eth_vhost_ioat{next(_numbers)}")
         self.devargs = devargs
-        super().__init__(
-            name=str(devargs.name),
-            iface=devargs.iface,
-            queues=devargs.queues,
-            client=devargs.client,
-            features=devargs.features,
-            ioats=dict(devargs.ioats),
-            ioat_threshold=None if devargs.ioat_threshold == "auto" else max(1, devargs.ioat_threshold),
-            ioat_fallback=devargs.ioat_fallback,
-            publish=devargs.publish,
-            sw_mode=devargs.sw_mode,
-            socket_mode=devargs.socket_mode,
-            mempool=devargs.mempool,
-            max_guest_mem=devargs.max_guest_mem,
-        )
+        super().__init__(**devargs.core_options())
         _open_ports.add(self)
 
     @classmethod
@@ -153,7 +139,7 @@ class EthVhost(_core.Port):
     def link(self) -> Link:
         """The state of the link."""
         self._write_log()
-        return Link(*self._link())
+        return Link(**self._link())
 
     def stats(self) -> Stats:
         """The basic counters of the port and of each queue."""
@@ -163,23 +149,19 @@ class EthVhost(_core.Port):
     def info(self) -> PortInfo:
         """The negotiated features, guest memory, rings, engines, and the last error."""
         self._write_log()
-        raw = self._info()
+        core = self._info()
         return PortInfo(
-            driver=raw["driver"],
             name=self.name,
             iface=self.devargs.iface,
             queues=self.devargs.queues,
             client=self.devargs.client,
-            features=raw["features"],
-            protocol_features=raw["protocol_features"],
-            mtu=raw["mtu"],
-            regions=tuple(Region(*region) for region in raw["regions"]),
-            rings=tuple(Ring(*ring) for ring in raw["rings"]),
-            engines=tuple(Engine(*engine) for engine in raw["engines"]),
-            last_error=raw["last_error"],
             state=self._state(),
-            mempools=tuple(Mempool(*mempool) for mempool in raw["mempools"]),
-            control=Control(*raw["control"]),
+            regions=tuple(Region(**region) for region in core.pop("regions")),
+            rings=tuple(Ring(**ring) for ring in core.pop("rings")),
+            engines=tuple(Engine(**engine) for engine in core.pop("engines")),
+            mempools=tuple(Mempool(**mempool) for mempool in core.pop("mempools")),
+            control=Control(**core.pop("control")),
+            **core,
         )
 
     def events(self, timeout: float = 0.0) -> list[Event]:
@@ -189,7 +171,7 @@ class EthVhost(_core.Port):
         """
         events = self._events(timeout)
         self._write_log()
-        return [Event(*event) for event in events]
+        return [Event(**event) for event in events]
 
     def _write_log(self) -> None:
         # Messages come from the control thread, which must not run Python code; and a logging handler may not expect

@@ -127,7 +127,7 @@ def test_only_the_bindings_know_python() -> None:
     assert offenders == []
 
 
-# Who may include whom (ARCHITECTURE.md). A room may always include itself and base.
+# Who may include whom (ARCHITECTURE.md). A folder may always include itself and base.
 ARROWS = {
     "base": set(),
     "virtio": {"memory"},
@@ -140,11 +140,11 @@ ARROWS = {
 }
 
 
-@pytest.mark.parametrize("room", ARROWS)
-def test_rooms_are_entered_by_their_doors(room: str) -> None:
+@pytest.mark.parametrize("folder", ARROWS)
+def test_folders_include_only_those_below_them(folder: str) -> None:
     included = {
         match
-        for path in (ROOT / "csrc" / room).glob("*.[ch]pp")
+        for path in (ROOT / "csrc" / folder).glob("*.[ch]pp")
         for match in re.findall(r'#include "(\w+)/', path.read_text())
     }
-    assert included <= ARROWS[room] | {room, "base"}
+    assert included <= ARROWS[folder] | {folder, "base"}

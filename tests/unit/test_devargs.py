@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from vhost_ioat import _core
 from vhost_ioat.devargs import Devargs, Options, parse_devargs
 from vhost_ioat.errors import ConfigError, VhostIoatError
 
@@ -204,6 +205,28 @@ def test_a_config_error_is_a_value_error():
 def test_str_writes_the_name_first_and_only_what_was_chosen():
     devargs = Devargs("/v", queues=2, ioats={1: "04:00.0", 0: "sw0"}, name="left", client=True, mq=False)
     assert str(devargs) == "left,iface=/v,queues=2,client=1,ioats=(txq0@sw0;txq1@0000:04:00.0),mq=0"
+
+
+def test_shared_devices_are_the_same_device():
+    shared = parse_devargs("iface=/v,queues=3,ioats=(txq0@4:0.0;txq1@0000:04:00.0;txq2@sw0)")
+    assert shared.ioats == {0: "0000:04:00.0", 1: "0000:04:00.0", 2: "sw0"}
+    assert parse_devargs("iface=/v,queues=2,ioats=(txq0@sw0;txq1@sw00)").ioats == {0: "sw0", 1: "sw0"}
+
+
+def test_the_core_has_the_same_options_and_defaults():
+    core, ours = _core._default_options(), Devargs("/tmp/v.sock", status=True).core_options()
+    assert core.keys() == ours.keys()
+    assert {name for name in core if core[name] != ours[name]} == {"name", "iface"}
+    assert (core["name"], core["iface"]) == ("", "")
+
+
+def test_the_core_refuses_options_it_does_not_know_and_misses_those_it_does():
+    options = Devargs("/tmp/v.sock", name="v").core_options()
+    with pytest.raises(TypeError, match=r"there is no option queue$"):
+        _core.Port(**options, queue=1)
+    del options["mempool"]
+    with pytest.raises(TypeError, match="the option mempool is missing"):
+        _core.Port(**options)
 
 
 def test_type_checkers_see_every_option():

@@ -37,55 +37,13 @@ class Burst:
     @overload
     def __getitem__(self, index: slice | NDArray[Any] | Sequence[int] | Sequence[bool], /) -> Burst: ...
 
-class _Stats(TypedDict):
-    ipackets: int
-    opackets: int
-    ibytes: int
-    obytes: int
-    imissed: int
-    ierrors: int
-    oerrors: int
-    rx_nombuf: int
-    q_ipackets: tuple[int, ...]
-    q_opackets: tuple[int, ...]
-    q_ibytes: tuple[int, ...]
-    q_obytes: tuple[int, ...]
-    q_errors: tuple[int, ...]
+# Records: the keys are the fields of the classes in records.py.
+_Record: TypeAlias = dict[str, Any]
 
-class _Info(
-    TypedDict
-):  # the tuples are the fields of records.Region, Ring, Engine, Mempool and Control, in their order
-    driver: str
-    features: int
-    protocol_features: int
-    mtu: int
-    regions: list[tuple[int, int]]
-    rings: list[tuple[int, int, bool, bool, str | None]]
-    engines: list[tuple[int, str, str, bool, bool, str]]
-    mempools: list[tuple[int, int, int, int]]
-    control: tuple[
-        bool, bool, bool, bool, bool, bool, str | None, tuple[str, ...], tuple[str, ...], tuple[int, ...], int
-    ]
-    last_error: str | None
+def _default_options() -> dict[str, Any]: ...
 
 class Port:
-    def __init__(
-        self,
-        *,
-        name: str,
-        iface: str,
-        queues: int,
-        client: bool,
-        features: int,
-        ioats: dict[int, str],
-        ioat_threshold: int | None,
-        ioat_fallback: bool,
-        publish: str,
-        sw_mode: str,
-        socket_mode: int,
-        mempool: int,
-        max_guest_mem: int | None,
-    ) -> None: ...
+    def __init__(self, **options: Any) -> None: ...  # Devargs.core_options()
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def close(self) -> None: ...
@@ -103,10 +61,10 @@ class Port:
     def stats_reset(self) -> None: ...
     def xstats(self) -> dict[str, int]: ...
     def xstats_reset(self) -> None: ...
-    def _stats(self, *, raw: bool = False) -> _Stats: ...
-    def _link(self) -> tuple[bool, int, bool]: ...
-    def _info(self) -> _Info: ...
-    def _events(self, timeout: float) -> list[tuple[str, int | None, bool, bool, str]]: ...
+    def _stats(self, *, raw: bool = False) -> _Record: ...
+    def _link(self) -> _Record: ...
+    def _info(self) -> _Record: ...
+    def _events(self, timeout: float) -> list[_Record]: ...
     def _messages(self) -> list[tuple[int, str]]: ...  # logging level, text
     def _report(self, text: str) -> None: ...
     def _state(self) -> str: ...  # "stopped", "listening", "connecting", "connected", "up", "closed"

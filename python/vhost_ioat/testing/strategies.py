@@ -27,7 +27,9 @@ __all__ = [
 ]
 
 _U16, _U32, _U64 = 2**16 - 1, 2**32 - 1, 2**64 - 1
-_SWITCHES = [field.name for field in dataclasses.fields(Devargs) if field.default is True]
+_SWITCHES = [
+    field.name for field in dataclasses.fields(Devargs) if isinstance(field.default, bool) and field.name != "client"
+]
 
 
 def _is_socket_path(text: str) -> bool:
@@ -51,7 +53,7 @@ def devargs(draw: DrawFn) -> Devargs:
     """Any valid `Devargs`."""
     queues = draw(st.sampled_from([1, 2, MAX_QUEUES]) | st.integers(1, MAX_QUEUES))
     txqs = draw(st.lists(st.integers(0, queues - 1), unique=True, max_size=4))
-    engines = draw(st.lists(devices(), unique=True, min_size=len(txqs), max_size=len(txqs)))
+    engines = draw(st.lists(devices(), min_size=len(txqs), max_size=len(txqs)))
     letters = st.characters(exclude_characters=",\0", exclude_categories=["Cs"])
     paths = st.text(letters, min_size=1).filter(_is_socket_path)
     names = st.from_regex(r"[A-Za-z0-9_.:-]{1,63}", fullmatch=True).filter(lambda name: name not in Devargs.__slots__)
