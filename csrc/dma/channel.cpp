@@ -8,6 +8,7 @@
 #include <chrono>
 #include <exception>
 #include <thread>
+#include <utility>
 
 #include "base/debug_assert.hpp"
 #include "base/error.hpp"
@@ -104,42 +105,37 @@ void Client::unmap(void* host) {
   channel_->device_->unmap(host);
 }
 
-/// The turn goes on to submit(), which clang cannot follow.
-Refusal Client::enqueue(std::span<const Copy> copies, uint32_t cookie) noexcept NO_THREAD_SAFETY_ANALYSIS {
+Refusal Client::enqueue(std::span<const Copy> copies, uint32_t cookie) noexcept {
   DEBUG_ASSERT(cookie, <=, cookie_mask);
-  DmaEngine& device = *channel_->device_;
   if (left_behind()) [[unlikely]]
     return Refusal::disabled;
-  if (outstanding_ >= channel_->share()) return Refusal::ring_full;
-  const bool first = !has_turn_;
-  if (first && !channel_->turn_.try_take()) return Refusal::ring_full;
-  const uint64_t submitted_before = first ? device.stats().submitted : 0;
-  const Refusal refusal = device.enqueue(copies, cookie | number_ << cookie_bits);
-  if (refusal != Refusal::none) [[unlikely]] {
-    if (refusal == Refusal::disabled) channel_->note_state();
-    if (first) channel_->turn_.give_back();
-    return refusal;
-  }
+  if (outstanding_ >= channel_->share() || !channel_->turn_.try_take()) return Refusal::ring_full;
+  const Refusal refusal = channel_->device_->enqueue(copies, cookie | number_ << cookie_bits);
+  if (refusal == Refusal::disabled) [[unlikely]]
+    channel_->note_state();
+  channel_->turn_.give_back();
+  if (refusal != Refusal::none) return refusal;
   ++outstanding_;
-  if (first) {
-    has_turn_ = true;
-    submitted_before_ = submitted_before;
-  }
+  unsubmitted_ = true;
   return refusal;
 }
 
-void Client::submit() noexcept NO_THREAD_SAFETY_ANALYSIS {
-  if (!has_turn_) return;
-  DmaEngine& device = *channel_->device_;
-  device.submit();
-  stats_.submitted += device.stats().submitted - submitted_before_;
-  has_turn_ = false;
+void Client::ring_doorbell() noexcept {
+  if (!std::exchange(unsubmitted_, false)) return;
+  channel_->device_->submit();  // what others have put there, too
+}
+
+/// Without a turn, the next poll() rings. What is outstanding is polled for, if by nobody else by the control thread.
+void Client::submit() noexcept {
+  if (!unsubmitted_ || !channel_->turn_.try_take()) return;
+  ring_doorbell();
   channel_->turn_.give_back();
 }
 
 size_t Client::poll(std::span<Completion> out) noexcept {
   const size_t from_box = take(out);
-  if (from_box == out.size() || outstanding_ == 0 || has_turn_ || !channel_->turn_.try_take()) return from_box;
+  if (from_box == out.size() || outstanding_ == 0 || !channel_->turn_.try_take()) return from_box;
+  ring_doorbell();
   channel_->distribute();
   channel_->turn_.give_back();
   return from_box + take(out.subspan(from_box));
@@ -148,13 +144,21 @@ size_t Client::poll(std::span<Completion> out) noexcept {
 size_t Client::take(std::span<Completion> out) noexcept {
   size_t n = 0;
   while (n < out.size() && box_.take(out[n])) {
-    stats_.completed += out[n].descriptors;
-    stats_.bytes += out[n].bytes;
+    const bool done = out[n].status == CopyStatus::ok;
+    stats_.submitted += out[n].descriptors;
+    stats_.completed += done ? out[n].descriptors : 0;
+    stats_.bytes += done ? out[n].bytes : 0;
     stats_.errors += out[n].status == CopyStatus::error;
     ++n;
   }
   outstanding_ -= static_cast<uint32_t>(n);
   return n;
+}
+
+EngineStats Client::stats() const {
+  EngineStats all = stats_;
+  all.submitted += outstanding_;
+  return all;
 }
 
 // --- Client: stopping. The device is stopped once, by whoever is first; the epoch tells the others.
@@ -217,7 +221,6 @@ Step Client::revoke() noexcept {
 
 Client::~Client() {
   if (!joined_ || owner_ != ::getpid()) return;  // in a child of fork() the device is the parent's
-  submit();
   stop();
   if (outstanding_ != 0) {
     new std::shared_ptr<Channel>(channel_);  // NOLINT: on purpose never freed, the device may still write

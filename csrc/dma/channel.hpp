@@ -17,9 +17,10 @@ class Client;
 
 /// A device that several queues use, of one port or of several: each through a Client, which is an engine to it.
 ///
-/// A client takes its turn with the first copy of a burst and ends it with submit(); nobody waits for a turn. Who does
-/// not get it has its copies made by the CPU, or takes its completions later. Any of them may walk a failed device down
-/// the ladder of stopping; to the others it has failed, too, and their ladder finds that it was done.
+/// Each call takes a turn at the device, for as long as it touches the descriptor ring and the registers, never guest
+/// memory: so no guest can keep another one's queue out. Nobody waits for a turn. Who does not get it has its copies
+/// made by the CPU, or rings the doorbell or takes its completions later. Any client may walk a failed device down the
+/// ladder of stopping; to the others it has failed, too, and their ladder finds that it was done.
 class Channel : public std::enable_shared_from_this<Channel> {
  public:
   static constexpr uint32_t max_clients = 64;
@@ -80,7 +81,8 @@ class Channel : public std::enable_shared_from_this<Channel> {
   std::string last_why_ GUARDED_BY(why_mutex_);  // of the last stop
 };
 
-/// A queue's share of a Channel. As with any engine, one caller at a time; its cookies have at most 24 bits.
+/// A queue's share of a Channel. As with any engine, one caller at a time; its cookies have at most 24 bits. Of what is
+/// in flight its statistics count jobs, not descriptors.
 class Client final : public DmaEngine {
  public:
   explicit Client(std::shared_ptr<Channel> channel);
@@ -91,7 +93,7 @@ class Client final : public DmaEngine {
   Client& operator=(const Client&) = delete;
 
   const Capabilities& capabilities() const override { return channel_->device_->capabilities(); }
-  EngineStats stats() const override { return stats_; }
+  EngineStats stats() const override;
   uint64_t progress() const noexcept override { return channel_->progress_.load(std::memory_order_relaxed); }
   void map(void* host, size_t size) override;
   void unmap(void* host) override;
@@ -118,6 +120,7 @@ class Client final : public DmaEngine {
   /// The device was stopped by another client, and this one has not been through its own ladder yet.
   bool left_behind() const noexcept { return epoch_ != channel_->epoch_.load(std::memory_order_acquire); }
   size_t take(std::span<Completion> out) noexcept;
+  void ring_doorbell() noexcept REQUIRES(channel_->turn_);
   void stop() noexcept;
 
   /// Completions that another one's turn has brought, by whose turn it is for this client's caller.
@@ -138,8 +141,7 @@ class Client final : public DmaEngine {
   Box box_;
   uint32_t epoch_ = 0;
   uint32_t outstanding_ = 0;
-  bool has_turn_ = false;
-  uint64_t submitted_before_ = 0;  // of the device, when the turn began
+  bool unsubmitted_ = false;  // the doorbell is to be rung
   EngineStats stats_;
   std::vector<void*> mapped_;
   int owner_;  // process

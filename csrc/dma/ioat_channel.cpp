@@ -228,7 +228,8 @@ size_t IoatChannel::poll(std::span<Completion> out) noexcept {
   if (phase_ >= Phase::stopped) [[unlikely]] {
     for (; count < most; ++count, ++next) {
       const Job& job = jobs_[next & mask_];
-      out[count] = Completion{job.cookie, std::exchange(blame_, false) ? CopyStatus::error : CopyStatus::not_attempted};
+      const CopyStatus status = std::exchange(blame_, false) ? CopyStatus::error : CopyStatus::not_attempted;
+      out[count] = Completion{job.cookie, status, job.end - tail, job.bytes};
       tail = job.end;
     }
   }

@@ -4,10 +4,12 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <functional>
 #include <map>
 #include <optional>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/error.hpp"
@@ -60,6 +62,49 @@ struct Shared {
   }
 };
 
+/// Calls out while it is in use, as another thread would.
+class BusyEngine final : public DmaEngine {
+ public:
+  std::function<void()> meanwhile;
+  size_t submitted = 0;
+
+  static std::unique_ptr<DmaEngine> make(BusyEngine*& made) {
+    auto engine = std::make_unique<BusyEngine>();
+    made = engine.get();
+    return engine;
+  }
+  BusyEngine() {
+    can_.name = "busy";
+    can_.ring_size = 64;
+  }
+  const Capabilities& capabilities() const override { return can_; }
+  EngineStats stats() const override { return {}; }
+  void map(void*, size_t) override {}
+  void unmap(void*) override {}
+  Refusal enqueue(std::span<const Copy>, uint32_t cookie) noexcept override {
+    if (meanwhile) std::exchange(meanwhile, {})();
+    cookies_.push_back(cookie);
+    return Refusal::none;
+  }
+  void submit() noexcept override { submitted = cookies_.size(); }
+  size_t poll(std::span<Completion> out) noexcept override {
+    size_t n = 0;
+    for (; n < submitted && n < out.size(); ++n) out[n] = {cookies_[n], CopyStatus::ok};
+    cookies_.erase(cookies_.begin(), cookies_.begin() + static_cast<ptrdiff_t>(n));
+    return n;
+  }
+  uint32_t outstanding() const noexcept override { return static_cast<uint32_t>(cookies_.size()); }
+  bool failed() const noexcept override { return false; }
+  std::string why() const override { return {}; }
+  Step quiesce() noexcept override { return Step::done; }
+  Step reset() noexcept override { return Step::done; }
+  Step revoke() noexcept override { return Step::done; }
+
+ private:
+  Capabilities can_;
+  std::vector<uint32_t> cookies_;
+};
+
 }  // namespace
 
 TEST_CASE("channel: each client gets its own completions, whoever looks") {
@@ -90,24 +135,44 @@ TEST_CASE("channel: each client gets its own completions, whoever looks") {
   CHECK(shared.clients[2]->progress() == shared.clients[0]->progress());
 }
 
-TEST_CASE("channel: a turn lasts from the first copy to submit(), and nobody waits for it") {
+TEST_CASE("channel: one whose burst has not ended keeps nobody out") {
   Shared shared(2);
   REQUIRE(shared.copy(0, 0, 64, 1) == Refusal::none);
-  CHECK(shared.copy(1, 0, 64, 1) == Refusal::ring_full);
-  CHECK(shared.clients[1]->quiesce() == Step::pending);
-  CHECK(shared.clients[1]->reset() == Step::pending);
-  CHECK(shared.clients[1]->revoke() == Step::pending);
-  shared.clients[0]->submit();
-  CHECK(shared.copy(1, 0, 64, 1) == Refusal::none);
-  shared.clients[1]->submit();
-}
-
-TEST_CASE("channel: a refused first copy, which nobody submits, keeps nobody out") {
-  Shared shared(2);
   const Copy elsewhere{shared.dst[0].data(), &shared, 8};
   CHECK(shared.clients[0]->enqueue({&elsewhere, 1}, 2) == Refusal::unmapped);
-  CHECK(shared.copy(1, 0, 64, 2) == Refusal::none);
+  REQUIRE(shared.copy(1, 0, 64, 1) == Refusal::none);
   shared.clients[1]->submit();
+  CHECK(shared.poll(1).size() == 1);
+  CHECK(shared.poll(0).size() == 1);  // the other one's doorbell was for all
+}
+
+TEST_CASE("channel: nobody waits for a turn, and what was not done in it is done in a later one") {
+  BusyEngine* device = nullptr;
+  const auto channel = Channel::create(BusyEngine::make(device));
+  const auto first = channel->join(), second = channel->join();
+  const Copy copy{&device, &device, 1};
+  Completion done[4];
+  device->meanwhile = [&] {  // while the first one's turn lasts
+    CHECK(second->enqueue({&copy, 1}, 1) == Refusal::ring_full);
+    CHECK(second->quiesce() == Step::pending);
+    CHECK(second->reset() == Step::pending);
+    CHECK(second->revoke() == Step::pending);
+  };
+  REQUIRE(first->enqueue({&copy, 1}, 1) == Refusal::none);
+  device->meanwhile = {};
+  REQUIRE(second->enqueue({&copy, 1}, 2) == Refusal::none);
+  device->meanwhile = [&] {
+    second->submit();
+    CHECK(second->poll(done) == 0);
+  };
+  REQUIRE(first->enqueue({&copy, 1}, 3) == Refusal::none);
+  device->meanwhile = {};
+  CHECK(device->submitted == 0);
+  CHECK(second->poll(done) == 1);
+  CHECK(done[0].cookie == 2);
+  CHECK(device->submitted == 3);
+  CHECK(first->poll(done) == 2);
+  CHECK(second->outstanding() == 0);
 }
 
 TEST_CASE("channel: no client fills the ring for the others") {
