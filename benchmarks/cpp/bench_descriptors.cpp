@@ -41,7 +41,7 @@ class PaperDevice final : public PlainBar, public DmaSpace {
   }
   void complete(uint32_t slot) {
     const uint64_t iova = read64(spec::CHANCMP);
-    *reinterpret_cast<volatile uint64_t*>(ring_ + (iova - ring_iova_)) = (ring_iova_ + slot * 64) | 1;
+    *reinterpret_cast<volatile uint64_t*>(ring_ + (iova - ring_iova_)) = (ring_iova_ + uint64_t{slot} * 64) | 1;
   }
 
  private:

@@ -79,7 +79,7 @@ int main(int argc, char** argv) {
   made.engine->map(offloading.rig.memory()->data(), offloading.rig.memory()->size());
   made.engine->map(offloading.arena->data(), offloading.arena->size());
   offloading.queue.pipe().set_engine(std::move(made.engine), threshold, port::Publish::cpu,
-                                     offloading.arena->allocate(4 * virtio::max_ring_size));
+                                     offloading.arena->allocate(size_t{4} * virtio::max_ring_size));
   offloading.queue.setup(offloading.rig.setup());
   pin(0);
   for (uint32_t i = 0; i < ring_size / burst_size; ++i) cpu.burst(), offloading.burst();  // every page once

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -25,7 +24,7 @@ constexpr uint32_t size = virtio::max_ring_size, burst = 32, len = 1514;
 struct Case {
   const char* name;
   uint32_t regions;
-  std::function<void(HostileRing&, bool writable)> spread;
+  void (*spread)(HostileRing&, bool writable);
 };
 
 void offer_singles(HostileRing& ring, bool writable, uint32_t bytes) {
@@ -35,7 +34,7 @@ void offer_singles(HostileRing& ring, bool writable, uint32_t bytes) {
   ring.offer(size, [](uint32_t i) { return i; });
 }
 
-const std::vector<Case> cases{
+constexpr Case cases[] = {
     {"honest: 32 packets of 1514 bytes", 1,
      [](HostileRing& ring, bool w) { offer_singles(ring, w, w ? 2048 : len + 12); }},
     {"chains of 32768 empty descriptors", 1,

@@ -42,14 +42,15 @@ struct Lane {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
+  const size_t threads = argc > 1 ? std::strtoul(argv[1], nullptr, 10) : 1;
   std::vector<std::unique_ptr<Lane>> lanes;
-  for (int i = 0; i < threads; ++i) {
+  for (size_t i = 0; i < threads; ++i) {
     lanes.push_back(std::make_unique<Lane>());
     lanes.back()->setup();
   }
   std::atomic<bool> stop{false};
   std::vector<std::thread> running;
+  running.reserve(threads);
   const auto begin = std::chrono::steady_clock::now();
   for (auto& lane : lanes) {
     running.emplace_back([&, l = lane.get()] {

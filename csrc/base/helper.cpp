@@ -219,9 +219,8 @@ std::shared_ptr<HelperLane> HelperLane::do_one() noexcept {
 // --- Tasks
 
 struct HelperTask::State final : HelperJob {
-  State(const std::shared_ptr<EventLoop>& loop, std::function<void()> work_of,
-        std::function<void(std::exception_ptr)> done_of)
-      : work(std::move(work_of)), done(std::move(done_of)), ended(loop, [this] { finish(); }) {}
+  State(std::shared_ptr<EventLoop> loop, std::function<void()> work_of, std::function<void(std::exception_ptr)> done_of)
+      : work(std::move(work_of)), done(std::move(done_of)), ended(std::move(loop), [this] { finish(); }) {}
 
   void run() noexcept override {
     try {
@@ -247,7 +246,7 @@ struct HelperTask::State final : HelperJob {
 
 HelperTask::HelperTask(std::shared_ptr<EventLoop> loop, std::function<void()> work,
                        std::function<void(std::exception_ptr)> done)
-    : state_(std::make_shared<State>(loop, std::move(work), std::move(done))) {}
+    : state_(std::make_shared<State>(std::move(loop), std::move(work), std::move(done))) {}
 
 HelperTask::~HelperTask() { state_->wanted = false; }
 

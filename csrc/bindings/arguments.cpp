@@ -49,7 +49,7 @@ Seconds seconds_of(py::handle timeout) {
 
 std::string path_of(py::handle path) {
   PyObject* bytes = nullptr;
-  if (PyUnicode_FSConverter(path.ptr(), &bytes) == 0) throw py::error_already_set();
+  if (PyUnicode_FSConverter(path.ptr(), static_cast<void*>(&bytes)) == 0) throw py::error_already_set();
   return py::reinterpret_steal<py::bytes>(bytes);
 }
 

@@ -33,7 +33,7 @@ void set_os_error(const std::system_error& error) {
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())), value.ptr());
 }
 
-void translate(std::exception_ptr pointer) {
+void translate(std::exception_ptr pointer) {  // NOLINT(performance-unnecessary-value-param): pybind11's signature
   try {
     if (pointer) std::rethrow_exception(pointer);
   } catch (const Error& error) {

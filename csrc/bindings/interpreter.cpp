@@ -48,7 +48,7 @@ void leave_instances_to_parent() {
   in_child = true;
   std::unordered_set<instance*> instances;
   visit_instances([&](instance* object) { instances.insert(object); });
-  for (instance* object : instances) {
+  for (instance* object : instances) {  // NOLINT(bugprone-nondeterministic-pointer-iteration-order): any order does
     for (value_and_holder part : py::detail::values_and_holders(object)) {
       if (!part || !left_at_fork->contains(part.type)) continue;
       if (part.instance_registered()) py::detail::deregister_instance(object, part.value_ptr(), part.type);
@@ -98,7 +98,7 @@ bool left_to_parent(py::handle object) {
   return in_child && !self->owned;
 }
 
-void guard_instances(py::module_ m) {
+void guard_instances(const py::module_& m) {
   left_at_fork = new std::unordered_set<const type_info*>;
   guard_classes(m);
   for (const type_info* type : plain_values) left_at_fork->erase(type);

@@ -34,6 +34,6 @@ PYBIND11_MODULE(_core_unchecked, m, py::mod_gil_not_used()) {
 }  // namespace vhost_ioat::bindings
 
 /// What Python calls first; pybind11's own comes too late to ask which interpreter this is.
-extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {
+extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {  // NOLINT(bugprone-reserved-identifier): Python's name for it
   return vhost_ioat::bindings::in_main_interpreter() ? vhost_ioat::bindings::PyInit__core_unchecked() : nullptr;
 }

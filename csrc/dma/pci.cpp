@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <fstream>
 #include <optional>
+#include <string_view>
 
 #include "base/error.hpp"
 
@@ -22,16 +23,19 @@ fs::path device_folder(const SystemTree& tree, const std::string& address) {
   return tree.sys / "bus/pci/devices" / address;
 }
 
-std::optional<long> read_number(const fs::path& file, int base) {
-  std::ifstream in(file);
-  std::string text;
-  if (!(in >> text)) return std::nullopt;
-  std::string_view digits = text;
+std::optional<long> parse_number(std::string_view digits, int base) {
   if (base == 16 && digits.starts_with("0x")) digits.remove_prefix(2);
   long value = 0;
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value, base);
   if (error != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
   return value;
+}
+
+std::optional<long> read_number(const fs::path& file, int base) {
+  std::ifstream in(file);
+  std::string text;
+  if (!(in >> text)) return std::nullopt;
+  return parse_number(text, base);
 }
 
 std::string link_target(const fs::path& link) {
@@ -137,7 +141,8 @@ std::vector<std::string> group_obstacles(int iommu_group, const SystemTree& tree
   for (const auto& member : fs::directory_iterator(members, error)) {
     const std::string address = member.path().filename().string();
     const std::string driver = link_target(device_folder(tree, address) / "driver");
-    if (std::ranges::find(harmless, driver) == std::end(harmless)) found.push_back(address + " (" + driver + ")");
+    if (std::ranges::find(harmless, driver) == std::end(harmless))
+      found.push_back(format("%s (%s)", address.c_str(), driver.c_str()));
   }
   std::ranges::sort(found);
   return found;
@@ -161,7 +166,7 @@ DmaDevice inspect(const std::string& address, const SystemTree& tree) {
   device.driver = link_target(folder / "driver");
   device.numa_node = static_cast<int>(read_number(folder / "numa_node", 10).value_or(-1));
   const std::string group = link_target(folder / "iommu_group");
-  if (!group.empty()) device.iommu_group = std::atoi(group.c_str());
+  device.iommu_group = static_cast<int>(parse_number(group, 10).value_or(-1));
   device.missing = find_missing(device, tree);
   device.usable = device.missing.empty();
   return device;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <exception>
 #include <string_view>
 
 #include "base/budget.hpp"
@@ -20,7 +21,8 @@ using namespace vfio_user;
 namespace {
 
 /// A request that is answered with an errno; the connection goes on.
-struct Refused {
+struct Refused final : std::exception {
+  explicit Refused(int error_of) : error(error_of) {}
   int error;
 };
 

@@ -148,9 +148,9 @@ void Guest::Session::start_ring(uint32_t n, uint32_t size, RingIndex start) {
   queue.kick();  // back ends of the older specification start a ring at its first kick
 }
 
-Guest::Guest(GuestConfig config)
-    : config_(std::move(config)), generation_(fork_generation), starts_(2 * config_.queues) {
+Guest::Guest(GuestConfig config) : config_(std::move(config)), generation_(fork_generation) {
   check(config_);
+  starts_.resize(size_t{2} * config_.queues);
   if (config_.server) listener_.emplace(config_.path, mode_t{0600});
 }
 
@@ -218,7 +218,8 @@ void Guest::disable_interrupt(uint32_t queue) { session().receive[queue].disable
 std::vector<RingState> Guest::rings() const {
   Session& now = session();
   std::vector<RingState> states;
-  for (uint32_t n = 0; n < 2 * config_.queues; ++n) states.push_back(now.ring(n).state());
+  states.reserve(starts_.size());
+  for (uint32_t n = 0; n < starts_.size(); ++n) states.push_back(now.ring(n).state());
   return states;
 }
 

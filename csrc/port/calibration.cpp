@@ -13,6 +13,7 @@ namespace {
 using Time = Recovery::Time;
 
 constexpr uint32_t rounds = 16, batch = 16, smallest = 256, largest = 16384;
+constexpr size_t batch_bytes = size_t{batch} * largest;
 constexpr auto patience = std::chrono::seconds(1);  // with all the rounds, and with the batch that is under way then
 constexpr auto look_again = std::chrono::microseconds(50);
 
@@ -21,8 +22,8 @@ class Measurement {
   Measurement(dma::DmaEngine& engine, memory::PacketArena& arena, const std::function<Time()>& clock)
       : engine_(engine),
         clock_(clock),
-        from_(arena.allocate(batch * largest)),
-        to_(arena.allocate(batch * largest)),
+        from_(arena.allocate(batch_bytes)),
+        to_(arena.allocate(batch_bytes)),
         ends_(clock() + patience) {
     if (!from_ || !to_) return;
     std::memset(from_.data(), 1, from_.size());

@@ -266,7 +266,7 @@ std::unique_ptr<vhost_user::BackendSession> EthVhost::make_session() {
     snapshot_.connected = true;
   }
   vhost_user::Device& device = *this;
-  return std::make_unique<vhost_user::BackendSession>(std::move(session), device);
+  return std::make_unique<vhost_user::BackendSession>(session, device);
 }
 
 void EthVhost::after_message(const SessionState& state) {

@@ -2,6 +2,8 @@
 #include "port/engine_slot.hpp"
 
 #include <algorithm>
+#include <cstddef>
+#include <new>
 
 #include "base/error.hpp"
 #include "port/arenas.hpp"
@@ -48,7 +50,8 @@ void EngineSlot::end() noexcept {
 }
 
 void EngineSlot::leak() noexcept {
-  static auto* leaked = new std::shared_ptr<Work>;  // on purpose never freed
+  alignas(std::shared_ptr<Work>) static std::byte room[sizeof(std::shared_ptr<Work>)];
+  static auto* leaked = new (room) std::shared_ptr<Work>;  // never destroyed, on purpose; needs no memory
   for (auto& mapping : work_->guest) mapping->leak();
   work_->guest.clear();
   work_->guest_asked.clear();  // a weak pointer, too, keeps the lane of a mapping

@@ -49,10 +49,11 @@ EthVhost::EthVhost(PortConfig config)
     interrupts_.push_back(std::make_unique<RxInterrupt>());
     engines_.push_back(config_.ioats.contains(q)
                            ? std::make_unique<EngineSlot>(loop_,
-                                                          [this, q](auto problem) REQUIRES(control_thread) {
-                                                            engine_ended(q);
-                                                            if (problem) std::rethrow_exception(problem);
-                                                          })
+                                                          [this, q](const std::exception_ptr& problem)
+                                                              REQUIRES(control_thread) {
+                                                                engine_ended(q);
+                                                                if (problem) std::rethrow_exception(problem);
+                                                              })
                            : nullptr);
   }
   for (uint32_t ring = 0; ring < queue_rings(); ++ring)

@@ -257,7 +257,7 @@ TEST_CASE("endpoint: whatever a front end sends, it is answered or dropped, and 
             while (!frontend.receive().is(Request::GET_FEATURES)) {
             }
             ++survived;
-          } catch (const Disconnected&) {
+          } catch (const Disconnected&) {  // the port has ended it, as it may
           }
         }
       }
@@ -440,7 +440,7 @@ TEST_CASE("endpoint: bad paths have clear errors") {
   CHECK_THROWS_AS(Port({.path = std::string(108, 'x'), .client = true}), ConfigError);
   CHECK_THROWS_AS(Port({std::string("a\0b", 3)}), ConfigError);
   try {
-    Port({dir / "missing/sock"});
+    const Port port({dir / "missing/sock"});
     CHECK(false);
   } catch (const std::system_error& error) {
     CHECK(error.code() == std::errc::no_such_file_or_directory);

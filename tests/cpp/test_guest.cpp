@@ -178,6 +178,7 @@ TEST_CASE("a bad configuration is refused") {
   CHECK_THROWS_AS(Guest({.path = ""}), ConfigError);
   CHECK_THROWS_AS(Guest({.path = path, .queues = 0}), ConfigError);
   CHECK_THROWS_AS(Guest({.path = path, .queues = 129}), ConfigError);
+  CHECK_THROWS_AS(Guest({.path = path, .queues = UINT32_MAX / 2}), ConfigError);  // before memory is asked for
   CHECK_THROWS_AS(Guest({.path = path, .ring_size = 100}), ConfigError);
   CHECK_THROWS_AS(Guest({.path = path, .ring_size = 65536}), ConfigError);
   CHECK_THROWS_AS(Guest({.path = path, .rx_buf = 63}), ConfigError);

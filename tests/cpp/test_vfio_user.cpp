@@ -464,8 +464,8 @@ TEST_CASE("bus mastering is off when the copy at work has ended, and nothing is 
   std::memset(ram.data + 0x80000, 1, 0x80000);
   monitor.write<uint64_t>(0, spec::CHAINADDR, 0x100000);
   monitor.write<uint16_t>(0, spec::DMACOUNT, 0xffff);
-  for (int i = 0; i < 50; ++i) {
-    while (monitor.model.counters().descriptors < static_cast<uint64_t>(10 * i)) std::this_thread::yield();
+  for (uint64_t i = 0; i < 50; ++i) {
+    while (monitor.model.counters().descriptors < 10 * i) std::this_thread::yield();
     monitor.set_bus_master(false);
     const uint64_t done = monitor.model.counters().descriptors;
     std::memset(ram.data + 0x100000, 0, 512 << 10);

@@ -120,7 +120,7 @@ class Life {
       return peer.alive() ? End::gave_up : End::dropped;
     } catch (const GaveUp&) {
       return End::gave_up;
-    } catch (const Disconnected&) {
+    } catch (const Disconnected&) {   // by the port
     } catch (const ProtocolError&) {  // a refusal
     }
     return End::dropped;
@@ -161,7 +161,10 @@ class Life {
   template <typename Turn>
   bool arrives(Peer& peer, Turn&& turn) {
     bool there = false;
-    must(eventually([&] { return (there = turn()) || !peer.alive() || given_up(1000); }),
+    must(eventually([&] {
+           there = turn();
+           return there || !peer.alive() || given_up(1000);
+         }),
          "traffic stands still, and the port has not said why");
     return there;
   }
@@ -315,10 +318,10 @@ void print_frames(const Progress& progress) {
   for (int i = 2; i < progress.shortage.depth; ++i)
     command += format(" 0x%" PRIx64, reinterpret_cast<uint64_t>(progress.shortage.frames[i]) - base - 1);
   std::fflush(stdout);
-  if (std::system((command + " 2>/dev/null | grep -v '^?' | grep -Ev '^( .inlined by. )?(void |bool )?(std::|operator "
-                             "new|vhost_ioat::testing)' | cut -c1-170 | head -6")
-                      .c_str()) != 0)
-    return;
+  command +=
+      " 2>/dev/null | grep -v '^?' | grep -Ev '^( .inlined by. )?(void |bool )?(std::|operator "
+      "new|vhost_ioat::testing)' | cut -c1-170 | head -6";
+  if (std::system(command.c_str()) != 0) return;  // NOLINT(bugprone-command-processor): nobody else wrote any of it
 }
 
 /// Every n-th point in turn; a child that died goes on at the next one. How many failed.
@@ -332,7 +335,7 @@ int run(const Scenario& scenario, uint64_t calls, const char* mode, const Option
     const pid_t child = ::fork();
     if (child == 0) {
       run_lives(scenario, calls, options, begin, progress);
-      std::exit(0);
+      std::exit(0);  // NOLINT(concurrency-mt-unsafe): no other thread ends this process
     }
     int status = 0;
     ::waitpid(child, &status, 0);

@@ -23,7 +23,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       try {
         table = table.with(region);
         model.push_back(region);
-      } catch (const Error&) {
+      } catch (const Error&) {  // empty, or overlaps another, or one too many
       }
     } else if (op % 4 == 1 && !model.empty()) {
       const Region gone = model[gpa % model.size()];
