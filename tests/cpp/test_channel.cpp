@@ -150,7 +150,8 @@ TEST_CASE("channel: nobody waits for a turn, and what was not done in it is done
   BusyEngine* device = nullptr;
   const auto channel = Channel::create(BusyEngine::make(device));
   const auto first = channel->join(), second = channel->join();
-  const Copy copy{&device, &device, 1};
+  uint8_t byte = 0;
+  const Copy copy{&byte, &byte, 1};
   Completion done[4];
   device->meanwhile = [&] {  // while the first one's turn lasts
     CHECK(second->enqueue({&copy, 1}, 1) == Refusal::ring_full);
