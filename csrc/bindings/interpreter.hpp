@@ -64,7 +64,7 @@ PyObject* guarded(Body&& body) noexcept {
 ///   there. Here that raises VhostIoatError.
 /// * A child of fork() has the parent's instances, but not the threads, sessions and mappings behind them. In the child
 ///   they become instances without a C++ object: methods raise, and destructors do not run.
-void guard_instances(py::module_ m);
+void guard_instances(const py::module_& m);
 
 /// Exempts a class of plain values, which a child may go on reading, from the second one.
 void keep_over_fork(py::handle type);
