@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from pathlib import Path
@@ -73,10 +74,9 @@ class SessionMachine(RuleBasedStateMachine):
     def send_part(self, message: Message, part: float) -> None:
         """Send part of a message, and disconnect."""
         content = message.encode()
-        try:
+        with contextlib.suppress(ConnectionError):  # the reply to an earlier message hid that one had ended the session
             self.frontend.socket.sendall(content[: int(part * len(content))])
-        finally:
-            self.reconnect()
+        self.reconnect()
 
     @rule(features=st.integers(0, 2**64 - 1), protocol=st.none() | st.integers(0, 2**64 - 1))
     def negotiate(self, features: int, protocol: int | None) -> None:
