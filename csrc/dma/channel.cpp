@@ -110,9 +110,14 @@ Refusal Client::enqueue(std::span<const Copy> copies, uint32_t cookie) noexcept 
   if (left_behind()) [[unlikely]]
     return Refusal::disabled;
   if (outstanding_ >= channel_->share() || !channel_->turn_.try_take()) return Refusal::ring_full;
+  if (left_behind()) [[unlikely]] {  // since it was asked above; in a turn it stays as it is
+    channel_->turn_.give_back();
+    return Refusal::disabled;
+  }
   const Refusal refusal = channel_->device_->enqueue(copies, cookie | number_ << cookie_bits);
   if (refusal == Refusal::disabled) [[unlikely]]
-    channel_->note_state();
+    channel_->sick_.store(true,
+                          std::memory_order_relaxed);  // stopped, by a ladder that may not go on: somebody's is to
   channel_->turn_.give_back();
   if (refusal != Refusal::none) return refusal;
   ++outstanding_;
@@ -169,50 +174,52 @@ bool Client::failed() const noexcept {
 }
 
 Step Client::quiesce() noexcept {
-  if (left_behind()) return Step::done;
   Channel& channel = *channel_;
   if (!channel.turn_.try_take()) return Step::pending;
-  channel.keep_why();  // what an earlier stop left is not the reason of this one
-  const Step answer = channel.device_->quiesce();
-  channel.note_state();
+  Step answer = Step::done;
+  if (!left_behind()) {
+    channel.keep_why();  // what an earlier stop left is not the reason of this one
+    answer = channel.device_->quiesce();
+    channel.note_state();
+  }
   channel.turn_.give_back();
   return answer;
 }
 
 Step Client::reset() noexcept {
   Channel& channel = *channel_;
-  if (left_behind()) {
-    epoch_ = channel.epoch_.load(std::memory_order_acquire);
-    if (channel.dead_.load(std::memory_order_relaxed)) return Step::failed;
-    ++stats_.resets;
-    return Step::done;
-  }
-  if (channel.dead_.load(std::memory_order_relaxed)) return Step::failed;
   if (!channel.turn_.try_take()) return Step::pending;
-  const Step answer = channel.device_->reset();
-  if (answer == Step::done) {
-    channel.new_epoch(false);
-    ++epoch_;
-    ++stats_.resets;
+  Step answer = Step::failed;
+  if (!channel.dead_.load(std::memory_order_relaxed)) {
+    answer = Step::done;
+    if (!left_behind()) {
+      answer = channel.device_->reset();
+      if (answer == Step::done) channel.new_epoch(false);
+      channel.note_state();
+    }
+    if (answer == Step::done) {
+      epoch_ = channel.epoch_.load(std::memory_order_relaxed);
+      ++stats_.resets;
+    }
   }
-  channel.note_state();
   channel.turn_.give_back();
   return answer;
 }
 
+/// Of a device that another one has reset meanwhile, nothing is taken away: it obeys. This client stays behind, and so
+/// copies nothing any more.
 Step Client::revoke() noexcept {
   Channel& channel = *channel_;
-  if (channel.dead_.load(std::memory_order_relaxed)) {
-    epoch_ = channel.epoch_.load(std::memory_order_acquire);
-    return Step::done;
-  }
   if (!channel.turn_.try_take()) return Step::pending;
-  const Step answer = channel.device_->revoke();
-  if (answer == Step::done) {
-    channel.new_epoch(true);
-    ++epoch_;
+  Step answer = Step::done;
+  if (!left_behind() && !channel.dead_.load(std::memory_order_relaxed)) {
+    answer = channel.device_->revoke();
+    if (answer == Step::done) {
+      channel.new_epoch(true);
+      epoch_ = channel.epoch_.load(std::memory_order_relaxed);
+    }
+    channel.note_state();
   }
-  channel.note_state();
   channel.turn_.give_back();
   return answer;
 }
@@ -250,7 +257,14 @@ void Client::stop() noexcept {
     }
   };
   until_idle([&] { return failed(); });
-  if (outstanding_ != 0) until_idle([&] { return reset() == Step::failed; });
+  if (outstanding_ == 0) return;
+  // A reset that has begun is brought to its end, or the others would have a device that does nothing.
+  Step last = Step::pending;
+  for (int looks = 0; looks < most_looks && last == Step::pending; ++looks) {
+    last = reset();
+    std::this_thread::sleep_for(look_again);
+  }
+  until_idle([&] { return last != Step::done; });
   if (outstanding_ != 0) until_idle([&] { return revoke() == Step::failed; });
 }
 

@@ -32,6 +32,7 @@ Domain::Table::iterator Domain::place_of(uintptr_t host) {
 
 uint64_t Domain::map(void* host, size_t size) {
   const MutexLock slow(space_mutex_);
+  if (revoked_) throw DmaError(name_ + ": its access to memory was revoked");
   const uintptr_t address = address_of(host);
   uint64_t iova = 0;
   {

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "dma/registry.hpp"
 
-#include <condition_variable>
-#include <map>
+#include <set>
 #include <utility>
 
+#include "base/error.hpp"
 #include "base/mutex.hpp"
-#include "dma/channel.hpp"
 #include "dma/hardware_engine.hpp"
 #include "dma/pci.hpp"
 #include "dma/soft_engine.hpp"
@@ -14,77 +13,60 @@
 namespace vhost_ioat::dma {
 namespace {
 
-/// A device of this process, from its first opening on.
-struct Device {
-  Mutex mutex;
-  std::condition_variable changed;
-  bool open GUARDED_BY(mutex) = false;  // or being opened or closed
-  std::weak_ptr<Channel> channel GUARDED_BY(mutex);
-};
-
-std::shared_ptr<Device> device_at(const std::string& address) {
-  static Mutex& mutex = *new Mutex;
-  static auto& devices = *new std::map<std::string, std::shared_ptr<Device>>;
-  const MutexLock lock(mutex);
-  std::shared_ptr<Device>& found = devices[address];
-  if (!found) found = std::make_shared<Device>();
-  return found;
-}
-
-/// Marks the device closed when the engine before it in memory has ended.
-class Closing {
+/// A PCI function that this process uses, until the device is closed.
+class Claim {
  public:
-  explicit Closing(std::shared_ptr<Device> device) : device_(std::move(device)) {}
-  Closing(const Closing&) = delete;
-  Closing& operator=(const Closing&) = delete;
-  ~Closing() {
-    const MutexLock lock(device_->mutex);
-    device_->open = false;
-    device_->channel.reset();
-    device_->changed.notify_all();
+  explicit Claim(std::string address) : address_(std::move(address)) {
+    const MutexLock lock(all().mutex);
+    if (!all().taken.insert(address_).second)
+      throw ConfigError(format("ioats: %s already serves another port of this process", address_.c_str()));
+  }
+  Claim(const Claim&) = delete;
+  Claim& operator=(const Claim&) = delete;
+  ~Claim() {
+    const MutexLock lock(all().mutex);
+    all().taken.erase(address_);
   }
 
  private:
-  std::shared_ptr<Device> device_;
-};
-
-std::unique_ptr<DmaEngine> join(const std::string& address) {
-  const std::shared_ptr<Device> device = device_at(address);
-  std::unique_ptr<Closing> closing;
-  std::shared_ptr<Channel> channel;  // never let go of while the mutex is held, as its end takes it
-  {
-    const MutexLock lock(device->mutex);
-    while (device->open) {
-      channel = device->channel.lock();
-      if (channel) return channel->join();
-      device->mutex.wait(device->changed);
-    }
-    closing = std::make_unique<Closing>(device);
-    device->open = true;
+  struct All {
+    Mutex mutex;
+    std::set<std::string> taken GUARDED_BY(mutex);
+  };
+  static All& all() {
+    static auto* instance = new All;
+    return *instance;
   }
-  channel = Channel::create(make_hardware_engine(address), std::shared_ptr<void>(std::move(closing)));
-  auto client = channel->join();
-  const MutexLock lock(device->mutex);
-  device->channel = channel;
-  device->changed.notify_all();
-  return client;
-}
+
+  std::string address_;
+};
 
 }  // namespace
 
 bool is_software(const std::string& name) { return name.rfind("sw", 0) == 0; }
 
-NamedEngine EngineOpener::open(const std::string& name, bool alone) {
-  if (!is_software(name)) return {join(normalise_address(name)), nullptr};
-  const auto make = [&] { return make_soft_engine(name, {.mode = model_mode(mode_)}); };
-  if (alone) {
-    SoftEngine made = make();
-    return {std::move(made.engine), std::move(made.model)};
+EngineOpener::Device EngineOpener::open_device(const std::string& name) const {
+  if (is_software(name)) {
+    SoftEngine made = make_soft_engine(name, {.mode = model_mode(mode_)});
+    return {nullptr, std::move(made.engine), std::move(made.model)};
   }
-  SharedSoft& shared = shared_[name];
+  const std::string address = normalise_address(name);
+  auto claim = std::make_shared<Claim>(address);
+  return {std::move(claim), make_hardware_engine(address), nullptr};
+}
+
+NamedEngine EngineOpener::open(const std::string& name, bool alone) {
+  if (alone) {
+    Device device = open_device(name);
+    // The claim goes after the device.
+    return {std::shared_ptr<DmaEngine>(device.engine.release(),
+                                       [claim = std::move(device.claim)](DmaEngine* engine) { delete engine; }),
+            std::move(device.model)};
+  }
+  Shared& shared = shared_[name];
   if (!shared.channel) {
-    SoftEngine made = make();
-    shared = {Channel::create(std::move(made.engine)), std::move(made.model)};
+    Device device = open_device(name);
+    shared = {Channel::create(std::move(device.engine), std::move(device.claim)), std::move(device.model)};
   }
   return {shared.channel->join(), shared.model};
 }

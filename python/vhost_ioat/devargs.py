@@ -242,7 +242,7 @@ class Devargs:
         queues: Queue pairs, 1 to 128.
         client: Connect to a socket on which the front end listens, instead of listening.
         ioats: Maps a tx queue to a DMA device: a PCI address ("0000:00:04.0") or a software engine ("sw0"). Queues that
-            name the same device share it: a PCI address with all ports of the process, swN within the port.
+            name the same device share it; a PCI address serves one port of the process, and swN is the port's own.
         name: Name of the port in messages; None means the next eth_vhost_ioatN.
         ioat_threshold: The engine makes copies of at least this many bytes; "auto" measures the best value.
         ioat_fallback: Replace hardware that cannot be used by a software engine; if False, raise DmaError instead.

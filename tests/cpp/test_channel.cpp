@@ -66,7 +66,7 @@ struct Shared {
 class BusyEngine final : public DmaEngine {
  public:
   std::function<void()> meanwhile;
-  size_t submitted = 0;
+  size_t submitted = 0, revoked = 0;
 
   static std::unique_ptr<DmaEngine> make(BusyEngine*& made) {
     auto engine = std::make_unique<BusyEngine>();
@@ -98,7 +98,10 @@ class BusyEngine final : public DmaEngine {
   std::string why() const override { return {}; }
   Step quiesce() noexcept override { return Step::done; }
   Step reset() noexcept override { return Step::done; }
-  Step revoke() noexcept override { return Step::done; }
+  Step revoke() noexcept override {
+    ++revoked;
+    return Step::done;
+  }
 
  private:
   Capabilities can_;
@@ -174,6 +177,26 @@ TEST_CASE("channel: nobody waits for a turn, and what was not done in it is done
   CHECK(device->submitted == 3);
   CHECK(first->poll(done) == 2);
   CHECK(second->outstanding() == 0);
+}
+
+TEST_CASE("channel: a device that one client could reset is not taken from it by another one") {
+  BusyEngine* device = nullptr;
+  const auto channel = Channel::create(BusyEngine::make(device));
+  const auto slow = channel->join(), fast = channel->join();
+  CHECK(slow->quiesce() == Step::done);
+  CHECK(fast->reset() == Step::done);
+  CHECK(slow->revoke() == Step::done);  // its ladder had come that far
+  CHECK(device->revoked == 0);
+  CHECK_FALSE(fast->failed());
+  CHECK(slow->failed());
+  uint8_t byte = 0;
+  const Copy copy{&byte, &byte, 1};
+  CHECK(slow->enqueue({&copy, 1}, 1) == Refusal::disabled);
+  CHECK(fast->enqueue({&copy, 1}, 1) == Refusal::none);
+  CHECK(fast->poll(std::span<Completion>()) == 0);
+  fast->submit();
+  Completion done[1];
+  CHECK(fast->poll(done) == 1);
 }
 
 TEST_CASE("channel: no client fills the ring for the others") {
