@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The DMA engines of a port: which one serves which tx queue, and what memory each knows.
 #include <algorithm>
-#include <ranges>
 
 #include "base/error.hpp"
 #include "dma/registry.hpp"
@@ -53,10 +52,12 @@ void EthVhost::make_engine(uint32_t queue, const std::string& name, dma::EngineO
     dma::NamedEngine opened = opener.open(of, alone);
     slot.set_engine(std::move(opened.engine), std::move(opened.model));
   };
-  const bool alone = std::ranges::count(config_.ioats | std::views::values, name) == 1;
+  const bool alone = std::ranges::count(config_.ioats, name, &decltype(config_.ioats)::value_type::second) == 1;
   std::string why;
   try {
     return open(name, alone);
+  } catch (const ConfigError&) {
+    throw;  // a mistake of the program, such as an address that serves another port
   } catch (const std::exception& error) {
     if (dma::is_software(name) || !config_.ioat_fallback) throw;
     why = error.what();
