@@ -28,11 +28,11 @@ std::unique_ptr<DmaEngine> Channel::join() {
   const std::string& name = device_->capabilities().name;
   auto client = std::make_unique<Client>(shared_from_this());
   while (!turn_.try_take()) std::this_thread::sleep_for(look_again);  // of a burst, or of a step that does not wait
-  Client** const place = std::ranges::find(clients_, nullptr);
-  const bool room = place != std::end(clients_), dead = dead_.load(std::memory_order_relaxed);
+  std::shared_ptr<Box>* const place = std::ranges::find(boxes_, nullptr);
+  const bool room = place != std::end(boxes_), dead = dead_.load(std::memory_order_relaxed);
   if (room && !dead) {
-    *place = client.get();
-    client->joined(static_cast<uint32_t>(place - clients_), epoch_.load(std::memory_order_relaxed));
+    *place = client->box_;
+    client->joined(static_cast<uint32_t>(place - boxes_), epoch_.load(std::memory_order_relaxed));
     settle_shares();
   }
   turn_.give_back();
@@ -46,17 +46,17 @@ void Channel::distribute() noexcept {
   for (size_t n = std::size(done); n == std::size(done);) {
     n = device_->poll(done);
     for (size_t i = 0; i < n; ++i) {
-      Client* const whose = clients_[done[i].cookie >> cookie_bits];
-      DEBUG_ASSERT(whose != nullptr, ==, true);
+      Box* const box = boxes_[done[i].cookie >> cookie_bits].get();
+      DEBUG_ASSERT(box != nullptr, ==, true);
       done[i].cookie &= cookie_mask;
-      whose->box_.put(done[i]);
+      box->put(done[i]);
     }
   }
   note_state();
 }
 
 void Channel::settle_shares() noexcept {
-  const auto clients = static_cast<uint32_t>(std::ranges::count_if(clients_, [](auto* c) { return c != nullptr; }));
+  const auto clients = static_cast<uint32_t>(std::ranges::count_if(boxes_, [](auto& b) { return b != nullptr; }));
   share_.store(device_->capabilities().ring_size / std::max(clients, 1u), std::memory_order_relaxed);
 }
 
@@ -88,10 +88,31 @@ std::string Channel::why() const {
   return last_why_.empty() ? device_->capabilities().name + ": another queue had it stopped" : last_why_;
 }
 
+// --- Box
+
+Channel::Box::Box(uint32_t size) : slots_(std::bit_ceil(size)) {}
+
+void Channel::Box::put(const Completion& completion) noexcept {
+  const uint32_t put = put_.load(std::memory_order_relaxed);
+  DEBUG_ASSERT(put - taken_.load(std::memory_order_relaxed), <, slots_.size());
+  slots_[put & (slots_.size() - 1)] = completion;
+  put_.store(put + 1, std::memory_order_release);  // pairs with take()
+}
+
+bool Channel::Box::take(Completion& completion) noexcept {
+  const uint32_t taken = taken_.load(std::memory_order_relaxed);
+  if (taken == put_.load(std::memory_order_acquire)) return false;  // pairs with put()
+  completion = slots_[taken & (slots_.size() - 1)];
+  taken_.store(taken + 1, std::memory_order_release);  // the slot is free; put() needs no more, as there is room
+  return true;
+}
+
 // --- Client: copies
 
 Client::Client(std::shared_ptr<Channel> channel)
-    : channel_(std::move(channel)), box_(channel_->device_->capabilities().ring_size), owner_(::getpid()) {}
+    : channel_(std::move(channel)),
+      box_(std::make_shared<Channel::Box>(channel_->device_->capabilities().ring_size)),
+      owner_(::getpid()) {}
 
 void Client::map(void* host, size_t size) {
   mapped_.reserve(mapped_.size() + 1);
@@ -107,17 +128,15 @@ void Client::unmap(void* host) {
 
 Refusal Client::enqueue(std::span<const Copy> copies, uint32_t cookie) noexcept {
   DEBUG_ASSERT(cookie, <=, cookie_mask);
-  if (left_behind()) [[unlikely]]
-    return Refusal::disabled;
   if (outstanding_ >= channel_->share() || !channel_->turn_.try_take()) return Refusal::ring_full;
-  if (left_behind()) [[unlikely]] {  // since it was asked above; in a turn it stays as it is
+  if (left_behind()) [[unlikely]] {  // asked in a turn, where it stays as it is
     channel_->turn_.give_back();
     return Refusal::disabled;
   }
   const Refusal refusal = channel_->device_->enqueue(copies, cookie | number_ << cookie_bits);
+  // Stopped by a ladder that may not go on: this client's will.
   if (refusal == Refusal::disabled) [[unlikely]]
-    channel_->sick_.store(true,
-                          std::memory_order_relaxed);  // stopped, by a ladder that may not go on: somebody's is to
+    channel_->sick_.store(true, std::memory_order_relaxed);
   channel_->turn_.give_back();
   if (refusal != Refusal::none) return refusal;
   ++outstanding_;
@@ -148,7 +167,7 @@ size_t Client::poll(std::span<Completion> out) noexcept {
 
 size_t Client::take(std::span<Completion> out) noexcept {
   size_t n = 0;
-  while (n < out.size() && box_.take(out[n])) {
+  while (n < out.size() && box_->take(out[n])) {
     const bool done = out[n].status == CopyStatus::ok;
     stats_.submitted += out[n].descriptors;
     stats_.completed += done ? out[n].descriptors : 0;
@@ -177,7 +196,10 @@ Step Client::quiesce() noexcept {
   Channel& channel = *channel_;
   if (!channel.turn_.try_take()) return Step::pending;
   Step answer = Step::done;
-  if (!left_behind()) {
+  if (channel.resetting_) {
+    answer =
+        Step::pending;  // suspending it now could lose what it has done; both ladders' resets bring that to its end
+  } else if (!left_behind()) {
     channel.keep_why();  // what an earlier stop left is not the reason of this one
     answer = channel.device_->quiesce();
     channel.note_state();
@@ -194,6 +216,7 @@ Step Client::reset() noexcept {
     answer = Step::done;
     if (!left_behind()) {
       answer = channel.device_->reset();
+      channel.resetting_ = answer == Step::pending;
       if (answer == Step::done) channel.new_epoch(false);
       channel.note_state();
     }
@@ -214,6 +237,7 @@ Step Client::revoke() noexcept {
   Step answer = Step::done;
   if (!left_behind() && !channel.dead_.load(std::memory_order_relaxed)) {
     answer = channel.device_->revoke();
+    channel.resetting_ = false;
     if (answer == Step::done) {
       channel.new_epoch(true);
       epoch_ = channel.epoch_.load(std::memory_order_relaxed);
@@ -230,7 +254,8 @@ Client::~Client() {
   if (!joined_ || owner_ != ::getpid()) return;  // in a child of fork() the device is the parent's
   stop();
   if (outstanding_ != 0) {
-    new std::shared_ptr<Channel>(channel_);  // NOLINT: on purpose never freed, the device may still write
+    const MutexLock lock(channel_->why_mutex_);
+    channel_->kept_ = channel_;
     return;
   }
   for (void* host : mapped_) {
@@ -240,7 +265,7 @@ Client::~Client() {
     }
   }
   while (!channel_->turn_.try_take()) std::this_thread::sleep_for(look_again);
-  channel_->clients_[number_] = nullptr;
+  channel_->boxes_[number_] = nullptr;
   channel_->settle_shares();
   channel_->turn_.give_back();
 }
@@ -266,23 +291,6 @@ void Client::stop() noexcept {
   }
   until_idle([&] { return last != Step::done; });
   if (outstanding_ != 0) until_idle([&] { return revoke() == Step::failed; });
-}
-
-Client::Box::Box(uint32_t size) : slots_(std::bit_ceil(size)) {}
-
-void Client::Box::put(const Completion& completion) noexcept {
-  const uint32_t put = put_.load(std::memory_order_relaxed);
-  DEBUG_ASSERT(put - taken_.load(std::memory_order_relaxed), <, slots_.size());
-  slots_[put & (slots_.size() - 1)] = completion;
-  put_.store(put + 1, std::memory_order_release);  // pairs with take()
-}
-
-bool Client::Box::take(Completion& completion) noexcept {
-  const uint32_t taken = taken_.load(std::memory_order_relaxed);
-  if (taken == put_.load(std::memory_order_acquire)) return false;  // pairs with put()
-  completion = slots_[taken & (slots_.size() - 1)];
-  taken_.store(taken + 1, std::memory_order_release);  // the slot is free; put() needs no more, as there is room
-  return true;
 }
 
 }  // namespace vhost_ioat::dma

@@ -15,10 +15,11 @@ namespace vhost_ioat::dma {
 
 class Client;
 
-/// A device that several queues use, of one port or of several: each through a Client, which is an engine to it.
+/// A device that several queues of a port use: each through a Client, which is an engine to it.
 ///
-/// Each call takes a turn at the device, for as long as it touches the descriptor ring and the registers, never guest
-/// memory: so no guest can keep another one's queue out. Nobody waits for a turn. Who does not get it has its copies
+/// Each call takes a turn at the device, for as long as it touches the descriptor ring and the registers. Guest memory
+/// is not touched meanwhile (but by an inline model, whose doorbell copies), as a guest may make that take long. Nobody
+/// on the data path waits for a turn. Who does not get it has its copies
 /// made by the CPU, or rings the doorbell or takes its completions later. Any client may walk a failed device down the
 /// ladder of stopping; to the others it has failed, too, and their ladder finds that it was done.
 class Channel : public std::enable_shared_from_this<Channel> {
@@ -35,6 +36,19 @@ class Channel : public std::enable_shared_from_this<Channel> {
 
  private:
   friend class Client;
+
+  /// Completions for one client, put by whose turn it is and taken by the client's caller.
+  class Box {
+   public:
+    explicit Box(uint32_t size);
+    void put(const Completion& completion) noexcept;
+    bool take(Completion& completion) noexcept;
+
+   private:
+    std::vector<Completion> slots_;
+    // Each is stored with release by one side and loaded with acquire by the other.
+    std::atomic<uint32_t> put_{0}, taken_{0};
+  };
 
   /// Whose turn it is. Only ever tried: there is no way to wait.
   class CAPABILITY("turn") Turn {
@@ -59,7 +73,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
   void note_state() noexcept REQUIRES(turn_);
   /// The device was stopped: everything enqueued before has been filed.
   void new_epoch(bool dead) noexcept REQUIRES(turn_);
-  /// What a client may have in the ring, so that one does not keep the others out.
+  /// Jobs that a client may have outstanding, so that one with small jobs does not keep the others out.
   uint32_t share() const noexcept { return share_.load(std::memory_order_relaxed); }
   void settle_shares() noexcept REQUIRES(turn_);
   /// What the device says of a stop that begins.
@@ -70,7 +84,8 @@ class Channel : public std::enable_shared_from_this<Channel> {
   /// What is fixed, and map() and unmap(), are for any thread; the rest for whose turn it is.
   const std::unique_ptr<DmaEngine> device_;
   Turn turn_;
-  Client* clients_[max_clients] GUARDED_BY(turn_) = {};
+  std::shared_ptr<Box> boxes_[max_clients] GUARDED_BY(turn_);  // of each client; of one that could not be stopped, too
+  bool resetting_ GUARDED_BY(turn_) = false;                   // a reset has begun and not ended
   std::atomic<uint32_t> share_{0};
   // Written by whose turn it is, read by all; release and acquire, since who sees a new epoch finds its completions.
   std::atomic<uint32_t> epoch_{0};  // stops so far
@@ -78,7 +93,8 @@ class Channel : public std::enable_shared_from_this<Channel> {
   std::atomic<bool> sick_{false};   // the device has failed
   std::atomic<uint64_t> progress_{0};
   mutable Mutex why_mutex_;
-  std::string last_why_ GUARDED_BY(why_mutex_);  // of the last stop
+  std::string last_why_ GUARDED_BY(why_mutex_);           // of the last stop
+  std::shared_ptr<Channel> kept_ GUARDED_BY(why_mutex_);  // itself: its device may still write, so it never goes
 };
 
 /// A queue's share of a Channel. As with any engine, one caller at a time; its cookies have at most 24 bits. Of what is
@@ -123,22 +139,9 @@ class Client final : public DmaEngine {
   void ring_doorbell() noexcept REQUIRES(channel_->turn_);
   void stop() noexcept;
 
-  /// Completions that another one's turn has brought, by whose turn it is for this client's caller.
-  class Box {
-   public:
-    explicit Box(uint32_t size);
-    void put(const Completion& completion) noexcept;
-    bool take(Completion& completion) noexcept;
-
-   private:
-    std::vector<Completion> slots_;
-    // Each is stored with release by one side and loaded with acquire by the other.
-    std::atomic<uint32_t> put_{0}, taken_{0};
-  };
-
   std::shared_ptr<Channel> channel_;
   uint32_t number_ = 0;  // in the channel
-  Box box_;
+  const std::shared_ptr<Channel::Box> box_;
   uint32_t epoch_ = 0;
   uint32_t outstanding_ = 0;
   bool unsubmitted_ = false;  // the doorbell is to be rung

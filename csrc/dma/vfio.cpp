@@ -95,7 +95,7 @@ VfioDevice::VfioDevice(std::string address, VfioCalls& calls, const SystemTree& 
 }
 
 VfioDevice::~VfioDevice() {
-  if (!registers_) return;
+  if (!registers_ || ::getpid() != owner_) return;  // in a child of fork() the device is the parent's
   const bool here = answers();
   // The mappings go with the container: a copy still running would fault in the IOMMU, so stop it first.
   set_bus_master(false);

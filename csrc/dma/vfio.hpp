@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 #include <sys/types.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -76,6 +77,7 @@ class VfioDevice final : public DmaSpace {
 
   std::string address_;
   VfioCalls& calls_;
+  pid_t owner_ = ::getpid();
   UniqueFd container_, group_, device_;
   std::unique_ptr<Mmio> registers_;
   bool can_reset_ = false;

@@ -95,11 +95,14 @@ void EngineSlot::Work::map_guest() {
   guest_asked.assign(wanted.begin(), wanted.end());
   if (!arenas_refused.empty()) arenas_seen = 0;  // another table, another try
   arenas_refused.clear();
-  std::erase_if(guest, [&](const auto& mapping) {
-    if (std::ranges::find(wanted, mapping) != wanted.end()) return false;
-    engine->unmap(mapping->data());
-    return true;
-  });
+  for (auto mapping = guest.begin(); mapping != guest.end();) {
+    if (std::ranges::find(wanted, *mapping) != wanted.end()) {
+      ++mapping;
+      continue;
+    }
+    engine->unmap((*mapping)->data());  // what throws stays, as the device may still reach it
+    mapping = guest.erase(mapping);
+  }
   guest.reserve(wanted.size());
   for (auto& mapping : wanted) {
     if (std::ranges::find(guest, mapping) != guest.end()) continue;

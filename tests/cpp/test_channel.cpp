@@ -66,7 +66,8 @@ struct Shared {
 class BusyEngine final : public DmaEngine {
  public:
   std::function<void()> meanwhile;
-  size_t submitted = 0, revoked = 0;
+  size_t submitted = 0, revoked = 0, resets_pending = 0, quiesced = 0;
+  bool sick = false, stuck = false;
 
   static std::unique_ptr<DmaEngine> make(BusyEngine*& made) {
     auto engine = std::make_unique<BusyEngine>();
@@ -89,15 +90,24 @@ class BusyEngine final : public DmaEngine {
   void submit() noexcept override { submitted = cookies_.size(); }
   size_t poll(std::span<Completion> out) noexcept override {
     size_t n = 0;
+    if (stuck) return 0;
     for (; n < submitted && n < out.size(); ++n) out[n] = {cookies_[n], CopyStatus::ok};
     cookies_.erase(cookies_.begin(), cookies_.begin() + static_cast<ptrdiff_t>(n));
     return n;
   }
   uint32_t outstanding() const noexcept override { return static_cast<uint32_t>(cookies_.size()); }
-  bool failed() const noexcept override { return false; }
+  bool failed() const noexcept override { return sick; }
   std::string why() const override { return {}; }
-  Step quiesce() noexcept override { return Step::done; }
-  Step reset() noexcept override { return Step::done; }
+  Step quiesce() noexcept override {
+    ++quiesced;
+    return Step::done;
+  }
+  Step reset() noexcept override {
+    if (resets_pending == 0) return Step::done;
+    --resets_pending;
+    stuck = false;  // what it was at work on ends by itself
+    return Step::pending;
+  }
   Step revoke() noexcept override {
     ++revoked;
     return Step::done;
@@ -197,6 +207,36 @@ TEST_CASE("channel: a device that one client could reset is not taken from it by
   fast->submit();
   Completion done[1];
   CHECK(fast->poll(done) == 1);
+}
+
+TEST_CASE("channel: while one client's reset is under way, another one's ladder leaves it alone or goes on with it") {
+  BusyEngine* device = nullptr;
+  const auto channel = Channel::create(BusyEngine::make(device));
+  const auto first = channel->join(), second = channel->join();
+  device->resets_pending = 2;
+  CHECK(first->reset() == Step::pending);
+  CHECK(second->quiesce() == Step::pending);
+  CHECK(device->quiesced == 0);
+  CHECK(second->reset() == Step::pending);
+  CHECK(second->reset() == Step::done);
+  CHECK(first->quiesce() == Step::done);
+  CHECK(first->reset() == Step::done);
+  CHECK(device->quiesced == 0);
+}
+
+TEST_CASE("channel: a client that goes brings the reset it began to its end") {
+  BusyEngine* device = nullptr;
+  const auto channel = Channel::create(BusyEngine::make(device));
+  auto leaver = channel->join();
+  const auto stays = channel->join();
+  uint8_t byte = 0;
+  const Copy copy{&byte, &byte, 1};
+  REQUIRE(leaver->enqueue({&copy, 1}, 1) == Refusal::none);
+  device->sick = device->stuck = true;
+  device->resets_pending = 3;
+  CHECK(stays->quiesce() == Step::done);  // the channel notes that it is sick
+  leaver.reset();
+  CHECK(device->resets_pending == 0);
 }
 
 TEST_CASE("channel: no client fills the ring for the others") {

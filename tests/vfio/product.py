@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs inside a machine: ports whose tx queues copy by the card at argv[1], and embedded guests that check.
+"""Runs inside a machine: a port whose tx queues copy by the card at argv[1], and an embedded guest that checks.
 
-Sends argv[2] packets of mixed sizes through each queue, all bytes and the order verified; argv[3:] are how many queues
-each port has. Prints what was counted as JSON.
+Sends argv[2] packets of mixed sizes through each of argv[3] queues (1), all bytes and the order verified. Prints what
+was counted as JSON.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import sys
@@ -58,21 +57,22 @@ class Lane:
         return {name: value for name, value in self.port.xstats().items() if name.startswith(f"tx_q{self.queue}_")}
 
 
-def main(address: str, count: int, *queues: int) -> None:
-    """`queues`: tx queues of each port, all with the card; one port with one queue if there are none."""
+def main(address: str, count: int, queues: int = 1) -> None:
+    """All tx queues of the port have the card; no other port gets it meanwhile."""
     expected = packets(count)
-    with contextlib.ExitStack() as stack:
-        lanes = []
-        ports = []
-        for number, n in enumerate(queues or (1,)):
-            path = f"/run/product{number}.sock"
-            ioats = dict.fromkeys(range(n), address)
-            port = vhost_ioat.EthVhost(path, queues=n, ioats=ioats, mempool=n * 16 << 20, ioat_fallback=False)
-            ports.append(stack.enter_context(port))
-            guest = stack.enter_context(vhost_ioat.guest.Guest(path, queues=n, rx_buf=4096))
-            guest.connect(timeout=PATIENCE)
-            assert port.wait_link(timeout=PATIENCE)
-            lanes += [Lane(port, guest, queue) for queue in range(n)]
+    path = "/run/product.sock"
+    options = {"ioats": dict.fromkeys(range(queues), address), "queues": queues, "mempool": queues * 16 << 20}
+    with (
+        vhost_ioat.EthVhost(path, **options, ioat_fallback=False) as port,
+        vhost_ioat.guest.Guest(path, queues=queues, rx_buf=4096) as guest,
+    ):
+        try:
+            vhost_ioat.EthVhost("/run/other.sock", **options)
+        except vhost_ioat.ConfigError as error:
+            refused = str(error)
+        guest.connect(timeout=PATIENCE)
+        assert port.wait_link(timeout=PATIENCE)
+        lanes = [Lane(port, guest, queue) for queue in range(queues)]
         last, tenth = time.monotonic(), count // 10
         while not all(lane.received == count for lane in lanes):
             arrived = [lane.turn(expected) for lane in lanes]  # each has its turn
@@ -81,12 +81,15 @@ def main(address: str, count: int, *queues: int) -> None:
             if tenth and all(lane.received >= tenth for lane in lanes):
                 print("running", flush=True)  # noqa: T201
                 tenth = 0
-            assert time.monotonic() - last < PATIENCE, f"{[(lane.sent, lane.received) for lane in lanes]}: {ports}"
+            assert time.monotonic() - last < PATIENCE, (
+                f"{[(lane.sent, lane.received) for lane in lanes]}: {port.info()}"
+            )
         xstats = [lane.xstats() for lane in lanes]
-        events = [f"{event.kind}: {event.text}" for port in ports for event in port.events() if event.text]
-        engines = [str(engine) for port in ports for engine in port.info().engines]
+        events = [f"{event.kind}: {event.text}" for event in port.events() if event.text]
+        engines = [str(engine) for engine in port.info().engines]
     # After close(): whoever waits for this line also waits for that.
     seen = {"received": [lane.received for lane in lanes], "xstats": xstats, "events": events, "engines": engines}
+    seen["refused"] = refused
     print(json.dumps(seen), flush=True)  # noqa: T201
 
 

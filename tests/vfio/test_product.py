@@ -65,6 +65,7 @@ def test_queues_share_the_card_and_its_failures_and_lose_nothing(socket_path: st
         with VM(socket_path, iommu=True, host=True, memory=1024) as vm:
             seen = result(vm.run(command(vm, "3"), timeout=180))
             assert len(seen["received"]) == 3
+            assert seen["refused"].endswith("already serves another port of this process")
             counted = [{name[len("tx_q0_") :]: value for name, value in lane.items()} for lane in seen["xstats"]]
             assert all(lane["dma_bytes"] > 1_000_000 for lane in counted)
             device = card.model.counters()
