@@ -15,7 +15,6 @@ import time
 import numpy as np
 
 import vhost_ioat
-from vhost_ioat.devargs import Options
 
 SIZES = [60, 200, 1024, 1500, 1514, 4096, 9000, 16384, 40000, 65535]
 PATIENCE = 60.0  # seconds without a packet
@@ -62,13 +61,13 @@ def main(address: str, count: int, queues: int = 1) -> None:
     """All tx queues of the port have the card; no other port gets it meanwhile."""
     expected = packets(count)
     path = "/run/product.sock"
-    options: Options = {"ioats": dict.fromkeys(range(queues), address), "queues": queues, "mempool": queues * 16 << 20}
+    ioats = dict.fromkeys(range(queues), address)
     with (
-        vhost_ioat.EthVhost(path, **options, ioat_fallback=False) as port,
+        vhost_ioat.EthVhost(path, queues=queues, ioats=ioats, mempool=queues * 16 << 20, ioat_fallback=False) as port,
         vhost_ioat.guest.Guest(path, queues=queues, rx_buf=4096) as guest,
     ):
         try:
-            vhost_ioat.EthVhost("/run/other.sock", **options)
+            vhost_ioat.EthVhost("/run/other.sock", queues=queues, ioats=ioats)
         except vhost_ioat.ConfigError as error:
             refused = str(error)
         guest.connect(timeout=PATIENCE)
